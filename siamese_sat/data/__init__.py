@@ -1,0 +1,1 @@
+"""Rasters, labels and chips: what enters the house."""

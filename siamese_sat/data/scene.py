@@ -1,0 +1,239 @@
+"""One raster: its bands, mask and place on the map; read by windows, never whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from siamese_sat.errors import InputError
+
+log = logging.getLogger(__name__)
+
+AlphaRule = Literal["auto", "mask", "data"]
+PixelBox = tuple[float, float, float, float]
+
+# GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are.
+GDAL_CACHE_BYTES = 192 * 2**20
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known of a raster without reading its pixels.
+
+    Attributes:
+        path: a local path or anything GDAL opens (``s3://``, ``https://``, ``/vsizip/``).
+        width: pixels.
+        height: pixels.
+        bands: 1-based band numbers of the file in the model's order (B, G, R, NIR by default).
+        dtype: numpy name of the bands' type.
+        crs: coordinate reference system, or None.
+        transform: pixel (column, row) to map coordinates; the identity when the raster has none.
+        nodata: the value that stands for "no data" in the chosen bands, or None.
+        alpha: 1-based number of the band that is a mask, or None.
+        has_mask: whether an internal or side-car mask says which pixels are valid.
+        bits: significant bits as the file declares them (NBITS), or None.
+        aoi: area of interest in pixels (x_min, y_min, x_max, y_max), half-open; what lies outside is invalid.
+    """
+
+    path: str
+    width: int
+    height: int
+    bands: tuple[int, ...]
+    dtype: str
+    crs: CRS | None
+    transform: Affine
+    nodata: float | None
+    alpha: int | None
+    has_mask: bool
+    bits: int | None
+    aoi: tuple[int, int, int, int]
+
+    @property
+    def name(self) -> str:
+        """The file name without its folder."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def georeferenced(self) -> bool:
+        """Whether pixels can be brought to map coordinates."""
+        return self.crs is not None and self.transform != Affine.identity()
+
+    def within(self, aoi: Sequence[float] | None) -> Scene:
+        """The same scene with its area of interest cut to ``aoi`` (pixels, half-open); None leaves it.
+
+        Raises:
+            InputError: when nothing of the scene lies inside.
+        """
+        if aoi is None:
+            return self
+        if len(aoi) != 4:
+            raise InputError(f"An area of interest is x_min,y_min,x_max,y_max in pixels; got {list(aoi)}.")
+        x0, y0, x1, y1 = self.aoi
+        cut = (max(x0, int(aoi[0])), max(y0, int(aoi[1])), min(x1, int(aoi[2])), min(y1, int(aoi[3])))
+        if cut[0] >= cut[2] or cut[1] >= cut[3]:
+            raise InputError(
+                f"{self.path}: nothing of the {self.width} x {self.height} scene lies inside the area of "
+                f"interest {list(aoi)}; give pixels as x_min,y_min,x_max,y_max."
+            )
+        return replace(self, aoi=cut)
+
+
+def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto") -> Scene:
+    """Looks a raster up without reading it.
+
+    Args:
+        path: anything GDAL opens.
+        bands: 1-based band numbers in the model's order.
+        alpha: what a band that is tagged as alpha is. ``auto`` looks at its values, because GDAL tags the fourth
+            band of any 8-bit 4-band GeoTIFF as alpha unless the writer said otherwise: a mask holds hardly
+            anything but its lowest and highest value, near-infrared does.
+
+    Raises:
+        InputError: the file cannot be opened, lacks a band, or a chosen band is a mask.
+    """
+    path = str(path)
+    try:
+        with rasterio.open(path) as source:
+            if max(bands) > source.count:
+                raise InputError(
+                    f"{path} has {source.count} band(s) but data.bands={list(bands)} asks for band {max(bands)}; "
+                    f"name the bands it has, in the order B,G,R,NIR."
+                )
+            tagged = [i + 1 for i, c in enumerate(source.colorinterp) if c == ColorInterp.alpha]
+            mask_band = next(iter(tagged), None)
+            if mask_band is not None and not _is_mask(source, mask_band, alpha):
+                log.info("%s: band %d is tagged alpha but holds image data; read as data.", path, mask_band)
+                mask_band = None
+            if mask_band in bands:
+                rest = [b for b in bands if b != mask_band]
+                colours = {c: i + 1 for i, c in enumerate(source.colorinterp)}
+                rgb = [colours.get(c) for c in (ColorInterp.blue, ColorInterp.green, ColorInterp.red)]
+                raise InputError(
+                    f"{path}: band {mask_band} is alpha (a mask), not image data; set "
+                    f"data.bands={rgb if all(rgb) else rest}, or data.alpha=data if it is image data."
+                )
+            if any("complex" in source.dtypes[b - 1] for b in bands):
+                raise InputError(f"{path}: complex pixels cannot be used; convert the raster to amplitude first.")
+            flags = source.mask_flag_enums[bands[0] - 1]
+            bits = source.tags(bands[0], ns="IMAGE_STRUCTURE").get("NBITS")
+            return Scene(
+                path=path,
+                width=source.width,
+                height=source.height,
+                bands=tuple(bands),
+                dtype=str(np.result_type(*(source.dtypes[b - 1] for b in bands))),
+                crs=source.crs,
+                transform=source.transform,
+                nodata=source.nodatavals[bands[0] - 1],
+                alpha=mask_band,
+                has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
+                bits=int(bits) if bits else None,
+                aoi=(0, 0, source.width, source.height),
+            )
+    except RasterioError as error:
+        raise InputError(
+            f"{path} cannot be opened as a raster ({_first_line(error)}); check the path and the file."
+        ) from error
+
+
+class SceneReader:
+    """An open handle on a scene. One belongs to one thread or worker: GDAL handles are not shared.
+
+    Use as a context manager.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self._env = rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
+        self._source: rasterio.DatasetReader | None = None
+
+    def __enter__(self) -> SceneReader:
+        self._env.__enter__()
+        try:
+            self._source = rasterio.open(self.scene.path)
+        except RasterioError as error:
+            self._env.__exit__()
+            raise InputError(f"{self.scene.path} cannot be opened ({_first_line(error)}).") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._env.__exit__(kind, error, trace)
+
+    def read(
+        self, x_min: int, y_min: int, width: int, height: int
+    ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+        """Reads a window, which may reach beyond the scene.
+
+        Args:
+            x_min: left column; may be negative.
+            y_min: top row; may be negative.
+            width: columns.
+            height: rows.
+
+        Returns:
+            Pixels ``[bands, height, width]`` in the scene's own type, zero where nothing is, and validity
+            ``[height, width]``: False outside the scene or its area of interest, where the mask or nodata value
+            says so, and where any band is not finite.
+
+        Raises:
+            InputError: the file is damaged there.
+        """
+        scene, source = self.scene, self._source
+        if source is None:
+            raise RuntimeError("SceneReader is used as a context manager: with SceneReader(scene) as reader")
+        pixels = np.zeros((len(scene.bands), height, width), dtype=scene.dtype)
+        valid = np.zeros((height, width), dtype=bool)
+        left, top = max(x_min, scene.aoi[0]), max(y_min, scene.aoi[1])
+        right, bottom = min(x_min + width, scene.aoi[2]), min(y_min + height, scene.aoi[3])
+        if left >= right or top >= bottom:
+            return pixels, valid
+        window = Window(left, top, right - left, bottom - top)
+        inside = np.s_[top - y_min : bottom - y_min, left - x_min : right - x_min]
+        try:
+            block = source.read(list(scene.bands), window=window).astype(scene.dtype, copy=False)
+            good = np.ones(block.shape[1:], dtype=bool)
+            if scene.alpha is not None:
+                good &= source.read(scene.alpha, window=window) > 0
+            elif scene.has_mask:
+                good &= source.read_masks(scene.bands[0], window=window) > 0
+        except RasterioError as error:
+            raise InputError(f"{scene.path} cannot be read at {window} ({_first_line(error)}).") from error
+        if scene.nodata is not None and not np.isnan(scene.nodata):
+            good &= (block != scene.nodata).any(axis=0)
+        if np.issubdtype(block.dtype, np.floating):
+            good &= np.isfinite(block).all(axis=0)
+            block = np.where(good, block, 0).astype(scene.dtype, copy=False)
+        pixels[:, inside[0], inside[1]] = block
+        valid[inside] = good
+        return pixels, valid
+
+
+def _is_mask(source: rasterio.DatasetReader, band: int, rule: AlphaRule) -> bool:
+    if rule != "auto":
+        return rule == "mask"
+    shape = (min(source.height, 256), min(source.width, 256))
+    values = source.read(band, out_shape=shape)
+    extremes = (values == 0) | (values == values.max())
+    # Image data saturates in places; a mask does almost everywhere.
+    return bool(extremes.mean() > 0.9)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.__cause__ or error).splitlines()[0].rstrip(".")

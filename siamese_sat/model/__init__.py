@@ -1,0 +1,1 @@
+"""The embedder, its training and its calibration."""

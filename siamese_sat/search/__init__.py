@@ -1,0 +1,1 @@
+"""Exemplars in, detections out."""
