@@ -157,7 +157,8 @@ def cut_chips(
     """
     key = _fingerprint(scenes, labels, classes, spec, radiometry)
     file = cache / f"chips_{key}.npy" if cache else None
-    ordered = labels.sort_values("scene", kind="stable").reset_index(drop=True)
+    # Top to bottom within a scene: a JPEG or PNG is decoded again from its first row for a row further up.
+    ordered = labels.sort_values(["scene", "y_min"], kind="stable").reset_index(drop=True)
     if file is not None and file.is_file():
         pixels = torch.from_numpy(np.load(file, allow_pickle=False))
         log.info("%d chips taken from %s.", len(pixels), file)
@@ -226,16 +227,19 @@ def sample_background(
         touches = np.zeros(len(boxes), dtype=bool)
         for t in taken:
             touches |= ((boxes[:, :2] < t[2:]) & (boxes[:, 2:] > t[:2])).all(axis=1)
-        found = 0
+        free = boxes[~touches]
         with SceneReader(scene) as reader:
-            for box in boxes[~touches]:
-                left, top = int(box[0]), int(box[1])
-                width, height = max(1, int(box[2] - left)), max(1, int(box[3] - top))
-                if reader.read(left, top, width, height)[1].mean() >= min_valid:
-                    rows.append((*box.tolist(), BACKGROUND, scene.path))
-                    found += 1
-                if found == n:
-                    break
+            # As many at a time as are still needed, each time from the top down, as above.
+            start, found = 0, 0
+            while found < n and start < len(free):
+                share = free[start : start + n - found]
+                start += len(share)
+                for box in share[np.argsort(share[:, 1])]:
+                    left, top = int(box[0]), int(box[1])
+                    width, height = max(1, int(box[2] - left)), max(1, int(box[3] - top))
+                    if reader.read(left, top, width, height)[1].mean() >= min_valid:
+                        rows.append((*box.tolist(), BACKGROUND, scene.path))
+                        found += 1
     if len(rows) < count:
         log.warning("Room for %d background chips only, %d were asked for.", len(rows), count)
     return pd.DataFrame(rows, columns=["x_min", "y_min", "x_max", "y_max", "class_name", "scene"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from siamese_sat.errors import InputError
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 AlphaRule = Literal["auto", "mask", "data"]
 PixelBox = tuple[float, float, float, float]
+
+# A scene without a place on the map is a normal one here: its boxes stay in pixels.
+warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
 # GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are.
 GDAL_CACHE_BYTES = 192 * 2**20
