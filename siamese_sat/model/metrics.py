@@ -1,0 +1,79 @@
+"""What validation embeddings say: loss over fixed batches, retrieval, prototypes, signs of collapse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.inference import CustomKNN
+from torch import Tensor
+
+from siamese_sat.data.sampler import PKSampler
+
+
+def retrieval(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+    """How well chips find their like among the others.
+
+    Args:
+        embeddings: ``[N, D]`` of unit length.
+        labels: ``[N]``.
+
+    Returns:
+        ``recall_at_1`` and ``map_at_r`` (Musgrave et al. 2020, A Metric Learning Reality Check), and
+        ``prototype_accuracy``, see `prototype_accuracy`; each in 0..1, NaN where no class has two chips.
+    """
+    accuracy = AccuracyCalculator(
+        include=("precision_at_1", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        device=embeddings.device,
+        # The default wants faiss.
+        knn_func=CustomKNN(CosineSimilarity(), batch_size=1024),
+    )
+    if len(labels) < 2 or int(torch.bincount(labels).max()) < 2:
+        return dict.fromkeys(("recall_at_1", "map_at_r", "prototype_accuracy"), math.nan)
+    found = accuracy.get_accuracy(embeddings, labels)
+    return {
+        "recall_at_1": float(found["precision_at_1"]),
+        "map_at_r": float(found["mean_average_precision_at_r"]),
+        "prototype_accuracy": prototype_accuracy(embeddings, labels),
+    }
+
+
+def prototype_accuracy(embeddings: Tensor, labels: Tensor) -> float:
+    """Part of chips whose nearest class prototype is their own class's, its own chip left out of it.
+
+    Classes with one chip have no prototype without it: they are candidates for the others, but not asked.
+    """
+    classes, index = labels.unique(return_inverse=True)
+    onehot = F.one_hot(index, len(classes)).to(embeddings.dtype)
+    sums, counts = onehot.T @ embeddings, onehot.sum(0)
+    scores = embeddings @ F.normalize(sums, dim=1).T
+    own = F.normalize(sums[index] - embeddings, dim=1)
+    scores[torch.arange(len(labels)), index] = (own * embeddings).sum(1)
+    asked = counts[index] > 1
+    if not asked.any():
+        return math.nan
+    return float((scores.argmax(1) == index)[asked].float().mean())
+
+
+def fixed_batch_loss(embeddings: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], seed: int) -> float:
+    """Mean training loss over P x K batches of validation embeddings, the same batches at every epoch.
+
+    The embeddings stand already, so a batch costs its loss only; batch-hard mining over all of them at once would be
+    a harder and differently sized problem than the one that is trained.
+    """
+    sampler = PKSampler(labels.tolist(), seed=seed, num_replicas=1, rank=0)
+    sampler.length = max(sampler.length, 32)
+    values = [loss(embeddings[b], labels[b]) for b in sampler]
+    return float(torch.stack([v.detach() for v in values]).mean())
+
+
+def mean_cosine(embeddings: Tensor) -> Tensor:
+    """Mean cosine over all pairs of a batch ``[B, D]``: near 1 when all embeddings have become one."""
+    count = len(embeddings)
+    total = embeddings.sum(0).square().sum() - embeddings.square().sum()
+    return total / (count * (count - 1))

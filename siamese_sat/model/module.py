@@ -1,0 +1,110 @@
+"""The LightningModule: one step of metric learning, validation, optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.model.embedder import Embedder
+from siamese_sat.model.metrics import fixed_batch_loss, mean_cosine, retrieval
+
+
+class MetricLearner(L.LightningModule):
+    """Trains an embedder so that chips of a class lie together.
+
+    A checkpoint of it carries all that search needs: the embedder's spec, the radiometry and the class names.
+
+    Args:
+        embedder: what is trained.
+        loss: a pytorch-metric-learning loss, called as ``loss(embeddings, labels, indices)``.
+        miner: a pytorch-metric-learning miner, or None.
+        optimizer: called with parameter groups; gives the optimiser.
+        radiometry: of the training scenes; carried, not used (the data module normalises).
+        classes: names of the class numbers; carried.
+        chip: size, padding and shape of the chips; carried.
+        bands: 1-based band numbers of the training scenes; carried.
+        seed: of the validation batches.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        loss: nn.Module,
+        miner: nn.Module | None,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        radiometry: Radiometry,
+        classes: Sequence[str],
+        chip: dict[str, Any],
+        bands: Sequence[int],
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.embedder, self.loss, self.miner = embedder, loss, miner
+        self.optimizer, self.seed = optimizer, seed
+        self.backbone_lr_factor = 1.0
+        # Plain values only: a checkpoint must load with weights_only.
+        self.carried: dict[str, Any] = {
+            "spec": embedder.spec.to_dict(),
+            "radiometry": radiometry.to_dict(),
+            "classes": list(classes),
+            "chip": dict(chip),
+            "bands": list(bands),
+        }
+        self._val: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised chips ``[N, C, S, S]`` to embeddings ``[N, D]`` of unit length."""
+        embeddings: Tensor = self.embedder(x)
+        return embeddings
+
+    def criterion(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, on what the miner picks of it."""
+        picked = self.miner(embeddings, labels) if self.miner is not None else None
+        value: Tensor = self.loss(embeddings, labels, picked)
+        return value
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one P x K batch."""
+        chips, labels = batch
+        embeddings = self(chips)
+        loss = self.criterion(embeddings, labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        cosine = mean_cosine(embeddings.detach())
+        self.log("train/mean_cosine", cosine, on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collects embeddings; all metrics are of the whole set."""
+        chips, labels = batch
+        self._val.append((self(chips), labels))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs val/loss, val/recall_at_1, val/map_at_r, val/prototype_accuracy and val/mean_cosine."""
+        embeddings, labels = (torch.cat(parts) for parts in zip(*self._val, strict=True))
+        self._val.clear()
+        loss = fixed_batch_loss(embeddings, labels, self.criterion, self.seed)
+        found = {"loss": loss, "mean_cosine": float(mean_cosine(embeddings)), **retrieval(embeddings, labels)}
+        for name, value in found.items():
+            if not math.isnan(value):
+                shown = name in ("loss", "recall_at_1")
+                self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(labels))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Two groups: projection and head (and a loss's own parameters), and the backbone."""
+        backbone = list(self.embedder.backbone.parameters())
+        ids = {id(p) for p in backbone}
+        front = [p for p in self.parameters() if id(p) not in ids]
+        optimizer = self.optimizer([{"params": front, "name": "head"}, {"params": backbone, "name": "backbone"}])
+        optimizer.param_groups[1]["lr"] *= self.backbone_lr_factor
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what search needs beside the weights."""
+        checkpoint["siamese_sat"] = self.carried
