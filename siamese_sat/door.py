@@ -1,0 +1,105 @@
+"""What the two command-line doors share: hydra, and errors in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, InstantiationException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from siamese_sat.errors import InputError
+
+log = logging.getLogger(__name__)
+CONF = str(Path(__file__).resolve().parent.parent / "conf")
+TRACEBACK = "HYDRA_FULL_ERROR"
+
+
+def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """A hydra main whose errors of the user's making end in one sentence on standard error and exit status 1.
+
+    Faults of the program's own keep their traceback; ``HYDRA_FULL_ERROR=1`` shows it for all.
+
+    Args:
+        config_name: root config in ``conf/``.
+    """
+
+    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def main() -> None:
+            wanted = os.environ.get(TRACEBACK) == "1"
+            # hydra would print its own paragraph and leave; with this set it raises, and we see what happened.
+            os.environ[TRACEBACK] = "1"
+
+            @functools.wraps(task)
+            def job(cfg: DictConfig) -> Any:  # noqa: ANN401 - hydra hands on whatever the task returns
+                try:
+                    return task(cfg)
+                except Exception as error:
+                    # Of several jobs the launcher must hear which failed; of one, the sentence says it all.
+                    if wanted or HydraConfig.get().mode != RunMode.RUN:
+                        raise
+                    _leave(error)
+
+            try:
+                hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+            except Exception as error:
+                if wanted:
+                    raise
+                _leave(error)
+            except KeyboardInterrupt:
+                print("Stopped.", file=sys.stderr)
+                sys.exit(130)
+
+        return main
+
+    return decorate
+
+
+def _leave(error: Exception) -> NoReturn:
+    sentence = explain(error)
+    if sentence is None:
+        raise error
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for an error that the user can mend, None for any other."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, InputError):
+            return str(link)
+    for link in chain:
+        if isinstance(link, OverrideParseException):
+            return f"{_line(link)} Write settings as name=value, with quotes round what holds spaces or brackets."
+        if isinstance(link, ConfigCompositionException | OmegaConfBaseException):
+            return f"{_line(link)} The settings and their defaults stand in conf/; --cfg job shows what is in force."
+        if isinstance(link, InstantiationException):
+            cause = chain[-1]
+            reason = f"{_line(cause)} " if cause is not link else ""
+            return f"{reason}({_line(link).rstrip('.')}) Check the names and values of this setting."
+        if isinstance(link, HydraException):
+            return _line(link)
+    if isinstance(error, MemoryError):
+        return "Out of memory; lower search.batch_size or sampler.classes_per_batch."
+    return None
+
+
+def _line(error: BaseException) -> str:
+    lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    # omegaconf says the key on the second line, hydra what to do on the third.
+    text = " ".join(dict.fromkeys(lines[:2])) if lines else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,129 @@
+"""Scenes in, windows and their embeddings out: the one place where search reads pixels and runs the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from siamese_sat.data.chip import resize
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.model.embedder import Embedder
+from siamese_sat.search import window as grid
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of one scene and size.
+
+    Attributes:
+        boxes: ``[n, 4]`` in scene pixels.
+        chips: ``[n, C, S, S]`` normalised, on the device.
+    """
+
+    boxes: npt.NDArray[np.float64]
+    chips: Tensor
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs an embedder over scenes.
+
+    Attributes:
+        embedder: in evaluation mode, on the device.
+        device: where to compute.
+        dtype: precision of the network, see `pick_precision`.
+        batch_size: windows a batch.
+        min_valid: windows with a smaller valid part are not compared.
+    """
+
+    embedder: Embedder
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 64
+    min_valid: float = 0.5
+
+    @torch.inference_mode()
+    def embed(self, chips: Tensor) -> Tensor:
+        """Embeddings ``[n, D]`` in fp32 of normalised chips ``[n, C, S, S]``."""
+        chips = chips.contiguous(memory_format=torch.channels_last)
+        if self.dtype == torch.float32:
+            found: Tensor = self.embedder(chips)
+            return found
+        with torch.autocast(self.device.type, dtype=self.dtype):
+            return self.embedder(chips).float()  # type: ignore[no-any-return]
+
+    def windows(
+        self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
+    ) -> Iterator[WindowBatch]:
+        """Cuts a scene into windows, full batches across tile borders.
+
+        Args:
+            scene: read tile by tile.
+            radiometry: normalises it.
+            window: width and height in scene pixels.
+            size: pixels a side that a window is resized to.
+            stride: of those pixels, between windows.
+        """
+        held: list[Tensor] = []
+        where: list[npt.NDArray[np.float64]] = []
+        count = 0
+        for tile_boxes, pixels, corners in self._tiles(scene, radiometry, window, size, stride):
+            where.append(tile_boxes)
+            for y, x in corners:
+                held.append(pixels[:, y : y + size, x : x + size])
+                count += 1
+                if count == self.batch_size:
+                    every = np.concatenate(where)
+                    yield WindowBatch(every[:count], torch.stack(held))
+                    where, held, count = [every[count:]], [], 0
+        if count:
+            yield WindowBatch(np.concatenate(where), torch.stack(held))
+
+    def _tiles(
+        self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
+    ) -> Iterator[tuple[npt.NDArray[np.float64], Tensor, list[tuple[int, int]]]]:
+        x0, y0, x1, y1 = scene.aoi
+        columns = list(grid.axis_tiles(x1 - x0, window[0], size, stride))
+        with SceneReader(scene) as reader:
+            for row in grid.axis_tiles(y1 - y0, window[1], size, stride):
+                for column in columns:
+                    raw, valid = reader.read(
+                        x0 + column.source, y0 + row.source, column.source_length, row.source_length
+                    )
+                    if not valid.any():
+                        continue
+                    shape = (row.level_length, column.level_length)
+                    keep = self._compared(valid, shape, row.offsets, column.offsets, size)
+                    if not keep.any():
+                        continue
+                    # The tile travels as it is stored; it becomes float on the device.
+                    stored = torch.from_numpy(radiometry.fill(raw, valid)).to(self.device)
+                    pixels = resize(radiometry.normalise(stored)[None], *shape)[0]
+                    found = grid.boxes(column.places, row.places, window, size, (x0, y0))[keep.ravel()]
+                    corners = [(int(row.offsets[i]), int(column.offsets[j])) for i, j in np.argwhere(keep)]
+                    yield found, pixels, corners
+
+    def _compared(
+        self,
+        valid: npt.NDArray[np.bool_],
+        shape: tuple[int, int],
+        rows: npt.NDArray[np.int64],
+        columns: npt.NDArray[np.int64],
+        size: int,
+    ) -> npt.NDArray[np.bool_]:
+        """Which windows ``[rows, columns]`` of a tile hold enough valid pixels; counted on the resized mask."""
+        if valid.all():
+            return np.ones((len(rows), len(columns)), dtype=bool)
+        level = resize(torch.from_numpy(valid.astype(np.float32))[None, None], *shape)[0, 0]
+        total = torch.zeros(shape[0] + 1, shape[1] + 1, dtype=torch.float64)
+        total[1:, 1:] = level.double().cumsum(0).cumsum(1)
+        y, x = torch.from_numpy(rows)[:, None], torch.from_numpy(columns)[None, :]
+        part = total[y + size, x + size] - total[y, x + size] - total[y + size, x] + total[y, x]
+        # Sums of resized ones are not exactly whole.
+        return np.asarray((part / size**2 >= self.min_valid - 1e-6).numpy())

@@ -1,0 +1,163 @@
+"""What is searched for: boxes in scenes, whichever way the user gave them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siamese_sat.data.annotation import LabelReader
+from siamese_sat.data.chip import BACKGROUND, ChipSpec
+from siamese_sat.data.datamodule import open_scenes
+from siamese_sat.data.scene import AlphaRule, PixelBox, Scene, open_scene
+from siamese_sat.data.source import list_scenes
+from siamese_sat.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One labelled box in a scene.
+
+    Attributes:
+        class_name: of what it shows.
+        scene: where it lies.
+        box: pixels of the scene, half-open, without padding.
+    """
+
+    class_name: str
+    scene: Scene
+    box: PixelBox
+
+
+@dataclass(frozen=True)
+class ExemplarSource:
+    """Where exemplars come from; several kinds may be given at once.
+
+    Attributes:
+        chips: a folder with a sub-folder of chip images per class. An image is taken as a padded box at the scene's
+            own resolution, so its size says how large the thing is.
+        scenes: scenes whose labels are exemplars.
+        labels: their label files; None looks beside the scenes.
+        boxes: rows of scene, x_min, y_min, x_max, y_max, class.
+        classes: these classes only; None for all.
+        per_class: at most so many of each class from labelled scenes, drawn with the seed; None for all.
+        bands: 1-based band numbers of the exemplar scenes, if they differ from those of the searched ones.
+        aoi: see `open_scenes`, for the labelled scenes.
+        aliases: see `LabelReader`.
+        class_field: see `LabelReader`.
+        default_class: see `LabelReader`.
+        seed: of the draw.
+    """
+
+    chips: str | None = None
+    scenes: str | Sequence[str] | None = None
+    labels: str | Sequence[str] | None = None
+    boxes: Sequence[Sequence[Any]] | None = None
+    classes: Sequence[str] | None = None
+    per_class: int | None = 5
+    bands: Sequence[int] | None = None
+    aoi: Any = None
+    aliases: Mapping[str, str] | None = None
+    class_field: str | None = None
+    default_class: str | None = None
+    seed: int = 0
+
+    @property
+    def given(self) -> bool:
+        """Whether the user named any exemplar."""
+        return any(v is not None for v in (self.chips, self.scenes, self.labels, self.boxes))
+
+    def load(self, bands: Sequence[int], alpha: AlphaRule, chip: ChipSpec) -> list[Exemplar]:
+        """All exemplars, class by class.
+
+        Raises:
+            InputError: a source is missing or malformed, or nothing is left.
+        """
+        bands = list(self.bands) if self.bands is not None else list(bands)
+        found = [
+            *self._from_chips(bands, alpha, chip),
+            *self._from_labels(bands, alpha),
+            *self._from_boxes(bands, alpha),
+        ]
+        names = sorted({e.class_name for e in found})
+        if self.classes is not None:
+            missing = sorted(set(self.classes) - set(names))
+            if missing:
+                raise InputError(
+                    f"exemplars.classes names {missing[0]!r}, of which there is no exemplar; there are "
+                    f"{', '.join(names) or 'none'}."
+                )
+            found = [e for e in found if e.class_name in set(self.classes)]
+        if not found:
+            raise InputError("The exemplar settings name no exemplar; check the label files and exemplars.classes.")
+        return sorted(found, key=lambda e: e.class_name)
+
+    def _from_chips(self, bands: Sequence[int], alpha: AlphaRule, chip: ChipSpec) -> list[Exemplar]:
+        if self.chips is None:
+            return []
+        root = Path(self.chips).expanduser()
+        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        if not folders:
+            raise InputError(f"{self.chips}: exemplars.chips wants a folder with one sub-folder of images per class.")
+        keep = 1 / (1 + 2 * chip.padding)
+        found = []
+        for folder in folders:
+            for path in list_scenes(folder):
+                scene = open_scene(path, bands, alpha)
+                dx, dy = scene.width * (1 - keep) / 2, scene.height * (1 - keep) / 2
+                found.append(Exemplar(folder.name, scene, (dx, dy, scene.width - dx, scene.height - dy)))
+        return found
+
+    def _from_labels(self, bands: Sequence[int], alpha: AlphaRule) -> list[Exemplar]:
+        if self.scenes is None and self.labels is None:
+            return []
+        scenes = open_scenes(self.scenes, bands, alpha, self.aoi, self.labels)
+        labels = LabelReader(dict(self.aliases or {}), self.class_field, self.default_class).read(scenes, self.labels)
+        if labels.empty:
+            raise InputError(
+                f"{self.labels or self.scenes}: no label lies in the exemplar scenes; check exemplars.labels."
+            )
+        by_path = {s.path: s for s in scenes}
+        rng = np.random.default_rng(self.seed)
+        found = []
+        for name, group in labels.groupby("class_name", sort=True):
+            if name == BACKGROUND:
+                continue
+            drawn = group
+            if self.per_class is not None and len(group) > self.per_class:
+                drawn = group.iloc[np.sort(rng.choice(len(group), self.per_class, replace=False))]
+            for row in drawn.itertuples():
+                box = (float(row.x_min), float(row.y_min), float(row.x_max), float(row.y_max))
+                found.append(Exemplar(str(name), by_path[str(row.scene)], box))
+        return found
+
+    def _from_boxes(self, bands: Sequence[int], alpha: AlphaRule) -> list[Exemplar]:
+        found = []
+        opened: dict[str, Scene] = {}
+        for row in self.boxes or ():
+            if len(row) != 6 or not all(isinstance(v, int | float) for v in row[1:5]):
+                raise InputError(f"exemplars.boxes: {list(row)} is not [scene, x_min, y_min, x_max, y_max, class].")
+            path, (x0, y0, x1, y1) = str(row[0]), map(float, row[1:5])
+            if path not in opened:
+                opened[path] = open_scene(list_scenes(path)[0], bands, alpha)
+            scene = opened[path]
+            if not (x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0 and x0 < scene.width and y0 < scene.height):
+                raise InputError(
+                    f"exemplars.boxes: {list(row)} lies outside the {scene.width} x {scene.height} scene or is empty."
+                )
+            found.append(Exemplar(str(row[5]), scene, (x0, y0, x1, y1)))
+        return found
+
+
+def by_class(exemplars: Sequence[Exemplar]) -> dict[str, list[Exemplar]]:
+    """Exemplars grouped by class, classes in order of name."""
+    groups: dict[str, list[Exemplar]] = {}
+    for exemplar in sorted(exemplars, key=lambda e: e.class_name):
+        groups.setdefault(exemplar.class_name, []).append(exemplar)
+    return groups

@@ -1,0 +1,182 @@
+"""One training run: a config in, a checkpoint that search understands out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from siamese_sat.data.chip import BACKGROUND, Chips
+from siamese_sat.data.datamodule import ChipDataModule
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.device import training_precision
+from siamese_sat.errors import InputError
+from siamese_sat.model.calibration import class_thresholds, fit_calibration, pair_similarity
+from siamese_sat.model.checkpoint import add_to_checkpoint, load_model
+from siamese_sat.model.embedder import Embedder
+from siamese_sat.model.module import MetricLearner
+from siamese_sat.report import plot, sheet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run left behind.
+
+    Attributes:
+        checkpoint: the best one, with calibration, thresholds and prototypes.
+        folder: everything else the run wrote.
+        metrics: the last validation's, and the best value of the monitored one as ``best``.
+    """
+
+    checkpoint: Path
+    folder: Path
+    metrics: Mapping[str, float]
+
+
+def train(cfg: DictConfig) -> TrainingResult:
+    """Trains, calibrates, and draws what a person wants to see.
+
+    Args:
+        cfg: as ``conf/train.yaml`` composes it.
+
+    Raises:
+        InputError: the data or a setting cannot be used.
+    """
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    # Both are what this product does on purpose: chips lie in memory, and epochs may be short.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*The number of training batches.*")
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
+        raise InputError(f"{cfg.ckpt_path}: no such checkpoint to resume from; check ckpt_path.")
+    data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
+    data.setup()
+    assert data.radiometry is not None
+    (folder / "radiometry.json").write_text(json.dumps(data.radiometry.to_dict(), indent=2), encoding="utf-8")
+    module = _module(cfg, data, data.radiometry)
+    callbacks = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
+    loggers = [instantiate(c) for c in cfg.logger.values() if c is not None]
+    precision = training_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
+    trainer: L.Trainer = instantiate(cfg.trainer, precision=precision, callbacks=callbacks, logger=loggers)
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    return _finish(cfg, trainer, data, folder)
+
+
+def _module(cfg: DictConfig, data: ChipDataModule, radiometry: Radiometry) -> MetricLearner:
+    embedder: Embedder = instantiate(cfg.model, band_names=list(radiometry.names))
+    return MetricLearner(
+        embedder=embedder.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        loss=instantiate(cfg.loss.loss),
+        miner=instantiate(cfg.loss.miner) if cfg.loss.miner is not None else None,
+        optimizer=instantiate(cfg.optimizer),
+        radiometry=radiometry,
+        classes=data.classes,
+        chip=asdict(data.chip),
+        bands=data.bands,
+        seed=cfg.seed,
+    )
+
+
+def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: Path) -> TrainingResult:
+    keeper = trainer.checkpoint_callback
+    if not isinstance(keeper, ModelCheckpoint) or not keeper.best_model_path:
+        raise InputError(
+            "No checkpoint was written; callbacks.checkpoint must stay, and trainer.max_epochs be above 0."
+        )
+    best = Path(keeper.best_model_path)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if keeper.best_model_score is not None:
+        metrics["best"] = float(keeper.best_model_score)
+    if trainer.is_global_zero:
+        _complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
+        _draw(folder, data)
+        log.info("Best checkpoint: %s", best)
+        log.info("Curves, chips and similarities: %s", folder)
+    return TrainingResult(best, folder, metrics)
+
+
+def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device, folder: Path, seed: int) -> None:
+    """Calibration, thresholds and prototypes of the best weights, into their checkpoint."""
+    model = load_model(best)
+    embedder = model.embedder.to(device)
+    train, val = (
+        embed_chips(embedder, chips, model.radiometry, device) for chips in (data.train_chips, data.val_chips)
+    )
+    labels = data.val_chips.labels
+    pairs = pair_similarity(val, labels, data.val_chips.background, seed)
+    calibration = fit_calibration(pairs)
+    log.info("Calibration: %s.", calibration)
+    onehot = F.one_hot(data.train_chips.labels, len(data.classes)).float()
+    prototypes = F.normalize(onehot.T @ train, dim=1)
+    thresholds = class_thresholds(calibration(val @ prototypes.T), labels, len(data.classes))
+    sides = data.train_chips.boxes[:, 2:] - data.train_chips.boxes[:, :2]
+    extents = {
+        name: np.median(sides[data.train_chips.labels.numpy() == i], axis=0).tolist()
+        for i, name in enumerate(data.classes)
+    }
+    add_to_checkpoint(
+        best,
+        {
+            "calibration": calibration.to_dict(),
+            "thresholds": dict(zip(data.classes, thresholds, strict=True)),
+            "prototypes": {n: p.clone() for n, p in zip(data.classes, prototypes, strict=True) if n != BACKGROUND},
+            "extents": extents,
+        },
+    )
+    if len(pairs.same) and len(pairs.different):
+        plot.similarity_histogram(
+            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png"
+        )
+
+
+@torch.inference_mode()
+def embed_chips(embedder: Embedder, chips: Chips, radiometry: Radiometry, device: torch.device) -> Tensor:
+    """Embeddings ``[N, D]`` of all chips, on the CPU, in fp32."""
+    parts = [
+        embedder(radiometry.normalise(chips.pixels[i : i + 256].to(device))).cpu() for i in range(0, len(chips), 256)
+    ]
+    return torch.cat(parts)
+
+
+def _draw(folder: Path, data: ChipDataModule) -> None:
+    for logged in folder.rglob("metrics.csv"):
+        plot.curves(logged, folder / "curves.png")
+    shown: list[int] = []
+    for c in range(len(data.classes)):
+        shown.extend(np.flatnonzero(data.train_chips.labels.numpy() == c)[:20].tolist())
+    sheet.contact_sheet(
+        data.train_chips.pixels[shown].numpy(),
+        [data.classes[int(data.train_chips.labels[i])] for i in shown],
+        folder / "chips.png",
+    )
+
+
+def monitored(result: TrainingResult, name: str) -> float:
+    """The figure that a sweep optimises.
+
+    Raises:
+        InputError: training logged no such metric.
+    """
+    value: Any = result.metrics.get(name)
+    if value is None or math.isnan(value):
+        raise InputError(f"optimized_metric={name!r} was not logged; there are {', '.join(sorted(result.metrics))}.")
+    return float(value)
