@@ -15,7 +15,7 @@ from siamese_sat.door import door
 @door("search")
 def main(cfg: DictConfig) -> None:
     """Runs one search; the exit status is 2 when a scene could not be searched."""
-    from siamese_sat.search.run import search
+    from siamese_sat.searching import search
 
     if search(cfg).failed:
         sys.exit(2)

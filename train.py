@@ -1,4 +1,4 @@
-"""Trains an embedder on labelled scenes: ``python train.py data.scenes=<folder>``. Settings stand in conf/train.yaml."""
+"""Trains an embedder on labelled scenes: ``python train.py data.scenes=<folder>``; settings are in conf/."""
 
 from __future__ import annotations
 

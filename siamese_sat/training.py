@@ -62,6 +62,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     # Both are what this product does on purpose: chips lie in memory, and epochs may be short.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*The number of training batches.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between lightning and torch
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
@@ -84,7 +85,7 @@ def train(cfg: DictConfig) -> TrainingResult:
 def _module(cfg: DictConfig, data: ChipDataModule, radiometry: Radiometry) -> MetricLearner:
     embedder: Embedder = instantiate(cfg.model, band_names=list(radiometry.names))
     return MetricLearner(
-        embedder=embedder.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        embedder=embedder.to(memory_format=torch.channels_last),
         loss=instantiate(cfg.loss.loss),
         miner=instantiate(cfg.loss.miner) if cfg.loss.miner is not None else None,
         optimizer=instantiate(cfg.optimizer),

@@ -126,7 +126,7 @@ def detect_scale(dtype: str, high: float, bits: int | None = None) -> float:
 
 
 def estimate(
-    scenes: Sequence[Scene], names: Sequence[str] | None = None, *, max_blocks: int | None = None
+    scenes: Sequence[Scene], names: Sequence[str] | None = None, *, max_blocks: int | None = None, quiet: bool = False
 ) -> Radiometry:
     """Streams over the scenes block by block; memory does not grow with them.
 
@@ -134,6 +134,7 @@ def estimate(
         scenes: all with as many bands.
         names: band names in the model's order; None takes the usual ones.
         max_blocks: look at no more than this many blocks of each scene, spread evenly; None reads them all.
+        quiet: show no progress bar.
 
     Returns:
         Scale, mean and standard deviation of the valid pixels (Chan et al. 1979, pairwise update, in float64).
@@ -144,7 +145,7 @@ def estimate(
     bands = len(scenes[0].bands)
     count, mean, spread = 0, np.zeros(bands), np.zeros(bands)
     sample: list[npt.NDArray[np.float64]] = []
-    for scene in track(scenes, "Reading band statistics", unit="scenes"):
+    for scene in scenes if quiet else track(scenes, "Reading band statistics", unit="scenes"):
         with SceneReader(scene) as reader:
             for block in _blocks(scene, max_blocks):
                 pixels, valid = reader.read(*block)

@@ -182,7 +182,7 @@ def _label(
 
 
 def _width(renderer: RendererAgg, text: str, font: FontProperties) -> float:
-    size: tuple[float, float, float] = renderer.get_text_width_height_descent(text, font, False)  # type: ignore[no-untyped-call]
+    size: tuple[float, float, float] = renderer.get_text_width_height_descent(text, font, False)
     return size[0]
 
 

@@ -86,6 +86,18 @@ def class_table(
     return table
 
 
+def frame_table(frame: pd.DataFrame, title: str) -> Table:
+    """Any table of figures for the terminal, its index in the first column."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(str(frame.index.name or ""), no_wrap=True)
+    for heading in frame.columns:
+        table.add_column(str(heading), justify="right")
+    for name, row in frame.iterrows():
+        cells = [f"{v:,.3f}" if isinstance(v, float) and not v.is_integer() else f"{v:,.0f}" for v in row.tolist()]
+        table.add_row(Text(str(name)), *(c if c != "nan" else "-" for c in cells))
+    return table
+
+
 def _formatted(values: pd.Series, form: Callable[[float], str]) -> list[str]:
     return ["" if pd.isna(value) else form(float(value)) for value in values]
 

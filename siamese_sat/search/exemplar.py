@@ -132,9 +132,9 @@ class ExemplarSource:
             drawn = group
             if self.per_class is not None and len(group) > self.per_class:
                 drawn = group.iloc[np.sort(rng.choice(len(group), self.per_class, replace=False))]
-            for row in drawn.itertuples():
-                box = (float(row.x_min), float(row.y_min), float(row.x_max), float(row.y_max))
-                found.append(Exemplar(str(name), by_path[str(row.scene)], box))
+            corners = drawn[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist()
+            for path, (x0, y0, x1, y1) in zip(drawn.scene, corners, strict=True):
+                found.append(Exemplar(str(name), by_path[str(path)], (x0, y0, x1, y1)))
         return found
 
     def _from_boxes(self, bands: Sequence[int], alpha: AlphaRule) -> list[Exemplar]:

@@ -1,0 +1,123 @@
+"""All the files that a search leaves, each switched by config."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
+from siamese_sat.evaluate import Evaluation
+from siamese_sat.report.page import Section, write_page
+from siamese_sat.report.picture import overlay, precision_recall
+from siamese_sat.report.table import with_map_coordinates, write_coco, write_csv, write_vector
+
+log = logging.getLogger(__name__)
+
+# Of each row of the evaluation a reader wants these, under these headings; the file has all.
+SHOWN = {
+    "objects": "objects",
+    "detections": "found",
+    "ap50": "AP50",
+    "ap": "AP50:95",
+    "ap_centre": "centre AP",
+    "f1": "F1",
+    "best_f1": "best F1",
+}
+SUFFIXES = {"gpkg", "geojson", "parquet"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a search found, and what is known of it.
+
+    Attributes:
+        detections: best first, columns as in detections.csv.
+        scenes: the searched ones by the name in ``filename``.
+        classes: names of what was searched for.
+        truth: boxes with class_name and filename, or None.
+        evaluation: of the detections against the truth, or None.
+    """
+
+    detections: pd.DataFrame
+    scenes: Mapping[str, Scene]
+    classes: Sequence[str]
+    truth: pd.DataFrame | None = None
+    evaluation: Evaluation | None = None
+
+
+def write_results(
+    results: Results,
+    folder: Path,
+    *,
+    csv: Literal["default", "challenge"] = "default",
+    vector: Sequence[str] = (),
+    coco: bool = True,
+    overlays: int = 20,
+    page: bool = True,
+) -> list[Path]:
+    """Writes detections.csv and, as asked, everything beside it.
+
+    Args:
+        results: what to write.
+        folder: where.
+        csv: with a header and map columns, or the original challenge's seven columns.
+        vector: of gpkg, geojson, parquet; written where a scene is georeferenced.
+        coco: COCO results and the images that its numbers mean.
+        overlays: pictures of so many scenes, those with the surest detections first.
+        page: everything on one HTML page.
+
+    Returns:
+        The files, detections.csv first.
+
+    Raises:
+        InputError: an unknown format, or a file cannot be written.
+    """
+    strange = sorted(set(vector) - SUFFIXES)
+    if strange:
+        raise InputError(f"output.vector names {strange[0]!r}; known are {', '.join(sorted(SUFFIXES))}.")
+    found, scenes = results.detections, results.scenes
+    files = [write_csv(with_map_coordinates(found, scenes), folder / "detections.csv", csv)]
+    if any(s.georeferenced for s in scenes.values()):
+        written = [write_vector(found, scenes, folder / f"detections.{suffix}") for suffix in vector]
+        files.extend(path for path in written if path is not None)
+    if coco:
+        categories = {name: i for i, name in enumerate(results.classes, start=1)}
+        files.append(write_coco(found, scenes, folder / "detections.coco.json", category_ids=categories))
+    pictures = _overlays(results, folder / "overlays", overlays)
+    files.extend(pictures)
+    sections = [Section("Detections", _summary(results), found.head(200))]
+    if results.evaluation is not None:
+        table = results.evaluation.table()
+        table.to_csv(folder / "evaluation.csv")
+        curves = {n: (c.curve.recall, c.curve.precision) for n, c in results.evaluation.per_class.items() if c.objects}
+        files.extend([folder / "evaluation.csv", precision_recall(curves, folder / "precision_recall.png")])
+        sections.insert(0, Section("Evaluation", "", table[list(SHOWN)].rename(columns=SHOWN).reset_index(), [files[-1]]))
+    if page:
+        sections.append(Section("Scenes", "White, dashed: truth." if results.truth is not None else "", None, pictures))
+        files.append(write_page(folder / "report.html", "Search results", sections))
+    return files
+
+
+def _overlays(results: Results, folder: Path, most: int) -> list[Path]:
+    scenes = list(dict.fromkeys([*results.detections.filename, *results.scenes]))[: max(0, most)]
+    files = []
+    for name in scenes:
+        mine = results.detections[results.detections.filename == name]
+        truth = results.truth[results.truth.filename == name] if results.truth is not None else None
+        path = folder / f"{name.replace('/', '_').rsplit('.', 1)[0]}.png"
+        files.append(overlay(results.scenes[name], mine, path, truth, classes=results.classes))
+    if len(scenes) < len(results.scenes):
+        log.info("Overlays of %d of %d scenes; output.overlays=<number> for more.", len(scenes), len(results.scenes))
+    return files
+
+
+def _summary(results: Results) -> str:
+    counts = results.detections.class_name.value_counts()
+    each = ", ".join(f"{counts.get(name, 0)} {name}" for name in results.classes)
+    return f"{each} in {len(results.scenes)} scene(s). The table shows the first 200."

@@ -1,0 +1,111 @@
+"""From scored places to detections: threshold, suppression, order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torchvision.ops import batched_nms
+
+from siamese_sat.errors import InputError
+
+COLUMNS = ["x_min", "y_min", "x_max", "y_max", "class_name", "filename", "score"]
+Threshold = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scored places of one scene, before suppression.
+
+    Attributes:
+        boxes: ``[n, 4]`` extent of the thing, scene pixels.
+        regions: ``[n, 4]`` the part of the scene that was compared; places suppress each other by these.
+        classes: ``[n]`` number of the class.
+        scores: ``[n]`` calibrated, 0..1.
+    """
+
+    boxes: npt.NDArray[np.float64]
+    regions: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float64]
+
+    @classmethod
+    def join(cls, parts: Sequence[Candidates]) -> Candidates:
+        """All parts as one; none gives an empty one."""
+        if not parts:
+            return cls(np.empty((0, 4)), np.empty((0, 4)), np.empty(0, np.int64), np.empty(0))
+        return cls(
+            np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.regions for p in parts]),
+            np.concatenate([p.classes for p in parts]),
+            np.concatenate([p.scores for p in parts]),
+        )
+
+
+def check_threshold(threshold: Threshold, classes: Sequence[str]) -> dict[str, float]:
+    """One threshold per class.
+
+    Raises:
+        InputError: out of 0..1, or a class that is not searched is named.
+    """
+    if isinstance(threshold, Mapping):
+        strange = sorted(set(threshold) - set(classes))
+        if strange:
+            raise InputError(f"search.threshold names {strange[0]!r}, but searched are {', '.join(classes)}.")
+        found = {c: float(threshold.get(c, 0.3)) for c in classes}
+    else:
+        found = dict.fromkeys(classes, float(threshold))
+    for name, value in found.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"search.threshold={value} for {name} must lie between 0 and 1.")
+    return found
+
+
+def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
+    """Non-maximum suppression within each class of one scene; what is left comes best first.
+
+    Raises:
+        InputError: ``nms_iou`` is outside 0..1.
+    """
+    if not 0 <= nms_iou <= 1:
+        raise InputError(f"search.nms_iou={nms_iou} must lie between 0 and 1.")
+    # Ties are broken by place, so that the order in which windows were scored never shows.
+    order = np.lexsort((candidates.boxes[:, 0], candidates.boxes[:, 1], -candidates.scores))
+    kept = batched_nms(
+        torch.from_numpy(candidates.regions[order]),
+        # Strictly falling numbers in place of scores: torchvision's sort is not stable.
+        torch.arange(len(order), 0, -1, dtype=torch.float64),
+        torch.from_numpy(candidates.classes[order]),
+        nms_iou,
+    )
+    chosen = order[kept.numpy()]
+    return Candidates(
+        candidates.boxes[chosen], candidates.regions[chosen], candidates.classes[chosen], candidates.scores[chosen]
+    )
+
+
+def to_frame(
+    candidates: Candidates, classes: Sequence[str], filename: str, bounds: tuple[int, int, int, int]
+) -> pd.DataFrame:
+    """Detections of one scene as rows; boxes are cut to ``bounds``, the searched part of the scene."""
+    frame = pd.DataFrame(candidates.boxes, columns=COLUMNS[:4])
+    frame[["x_min", "x_max"]] = frame[["x_min", "x_max"]].clip(bounds[0], bounds[2])
+    frame[["y_min", "y_max"]] = frame[["y_min", "y_max"]].clip(bounds[1], bounds[3])
+    frame["class_name"] = [classes[i] for i in candidates.classes]
+    frame["filename"] = filename
+    frame["score"] = candidates.scores
+    return frame
+
+
+def best_first(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """All scenes' detections in one table, best first, ties in a fixed order."""
+    parts = [p for p in parts if not p.empty]
+    if not parts:
+        return pd.DataFrame({c: pd.Series(dtype="str" if c in COLUMNS[4:6] else "float") for c in COLUMNS})
+    frame = pd.concat(parts, ignore_index=True)
+    keys = ["score", "filename", "class_name", "y_min", "x_min"]
+    return frame.sort_values(keys, ascending=[False, True, True, True, True], ignore_index=True)

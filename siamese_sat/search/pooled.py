@@ -1,0 +1,177 @@
+"""The original's search: every window becomes one vector, compared with each class's mean exemplar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siamese_sat.data.augment import VIEWS, dihedral
+from siamese_sat.data.chip import cut_chip
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.errors import InputError
+from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search import window as grid
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar, by_class
+
+RadiometryOf = Callable[[Scene], Radiometry]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A class to search for.
+
+    Attributes:
+        name: of the class.
+        prototype: ``[D]`` of unit length.
+        extent: median width and height of its exemplars in scene pixels, without padding.
+    """
+
+    name: str
+    prototype: Tensor
+    extent: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over a scene: all classes that are compared in windows of this size.
+
+    Attributes:
+        window: width and height in scene pixels.
+        scale: of the exemplars' own size.
+        classes: numbers of the classes.
+    """
+
+    window: tuple[int, int]
+    scale: float
+    classes: tuple[int, ...]
+
+
+@dataclass
+class WindowSearch:
+    """Pooled windows.
+
+    Attributes:
+        stride: between windows, in pixels of the 64 px chip; half of it by default.
+        window: side in scene pixels; None follows the exemplars: their median padded width and height.
+        scales: multiples of that size to search at.
+        tolerance: classes whose windows differ by less than this part share one pass.
+        dihedral: a prototype is the mean over the eight views of each exemplar, not the exemplars alone.
+    """
+
+    stride: int = 32
+    window: int | None = None
+    scales: Sequence[float] = (1.0,)
+    tolerance: float = 0.1
+    dihedral: bool = False
+    targets: list[Target] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+
+    def prepare(
+        self, model: TrainedModel, engine: Engine, exemplars: Sequence[Exemplar], radiometry_of: RadiometryOf
+    ) -> None:
+        """Builds prototypes and plans the passes; without exemplars the checkpoint's own classes are sought."""
+        if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 4):
+            raise InputError("search.scales must be above 0, and search.window null or at least 4 pixels.")
+        self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
+        if exemplars:
+            self.targets = [self._target(name, group) for name, group in by_class(exemplars).items()]
+        else:
+            self.targets = [Target(n, p, model.extents[n]) for n, p in model.prototypes.items()]
+        if not self.targets:
+            raise InputError("There is nothing to search for: the checkpoint has no classes; give exemplars.")
+        self.passes = [p for scale in self.scales for p in self._plan(float(scale))]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of what is searched for, in the order of their numbers."""
+        return [t.name for t in self.targets]
+
+    def windows(self, scene: Scene) -> dict[str, int]:
+        """How many windows each class is compared in, invalid ones counted too."""
+        size = self.model.chip.size
+        found: dict[str, int] = {}
+        for one in self.passes:
+            count = 1
+            for side, length in zip(one.window, _extent(scene), strict=True):
+                count *= len(grid.places(grid.level_length(length, side, size), size, self.stride))
+            for c in one.classes:
+                found[self.classes[c]] = found.get(self.classes[c], 0) + count
+        return found
+
+    def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+        """Places that reach their class's threshold, batch by batch."""
+        radiometry = self.radiometry_of(scene)
+        for one in self.passes:
+            prototypes = torch.stack([self.targets[c].prototype for c in one.classes]).to(self.engine.device)
+            least = torch.tensor([thresholds[self.classes[c]] for c in one.classes])
+            sizes = np.array([self._box_size(one, self.targets[c]) for c in one.classes])
+            for batch in self.engine.windows(scene, radiometry, one.window, self.model.chip.size, self.stride):
+                scores = self.model.calibration(self.engine.embed(batch.chips) @ prototypes.T).cpu()
+                place, column = (i.numpy() for i in torch.nonzero(scores >= least, as_tuple=True))
+                regions = batch.boxes[place]
+                centre, half = (regions[:, :2] + regions[:, 2:]) / 2, sizes[column] / 2
+                yield Candidates(
+                    boxes=np.concatenate([centre - half, centre + half], axis=1),
+                    regions=regions,
+                    classes=np.asarray(one.classes)[column],
+                    scores=scores.numpy()[place, column].astype(np.float64),
+                )
+
+    def _target(self, name: str, exemplars: Sequence[Exemplar]) -> Target:
+        chips = []
+        for exemplar in exemplars:
+            radiometry = self.radiometry_of(exemplar.scene)
+            with SceneReader(exemplar.scene) as reader:
+                chip, valid = cut_chip(reader, exemplar.box, self.model.chip, radiometry)
+            if valid == 0:
+                raise InputError(f"{exemplar.scene.path}: the {name} exemplar at {exemplar.box} holds no valid pixel.")
+            chips.append(radiometry.normalise(chip))
+        batch = torch.stack(chips)
+        if self.dihedral:
+            batch = torch.cat([dihedral(batch, view) for view in range(VIEWS)])
+        embeddings = self.engine.embed(batch.to(self.engine.device)).cpu()
+        sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in (e.box for e in exemplars)])
+        width, height = np.median(sides, axis=0).tolist()
+        return Target(name, F.normalize(embeddings.mean(0), dim=0), (width, height))
+
+    def _plan(self, scale: float) -> list[Pass]:
+        """Classes of nearly one size share a pass, its window the geometric mean of theirs."""
+        wanted = [self._window(t, scale) for t in self.targets]
+        groups: list[list[int]] = []
+        for c in np.argsort([w * h for w, h in wanted], kind="stable").tolist():
+            first = wanted[groups[-1][0]] if groups else None
+            if first and all(abs(a / b - 1) <= self.tolerance for a, b in zip(wanted[c], first, strict=True)):
+                groups[-1].append(c)
+            else:
+                groups.append([c])
+        passes = []
+        for group in groups:
+            sides = np.exp(np.log([wanted[c] for c in group]).mean(axis=0))
+            window = (max(4, round(float(sides[0]))), max(4, round(float(sides[1]))))
+            passes.append(Pass(window, scale, tuple(sorted(group))))
+        return passes
+
+    def _window(self, target: Target, scale: float) -> tuple[float, float]:
+        if self.window is not None:
+            return self.window * scale, self.window * scale
+        x0, y0, x1, y1 = self.model.chip.pad((0, 0, *target.extent))
+        return (x1 - x0) * scale, (y1 - y0) * scale
+
+    def _box_size(self, one: Pass, target: Target) -> tuple[float, float]:
+        if self.window is not None:
+            bare = 1 + 2 * self.model.chip.padding
+            return one.window[0] / bare, one.window[1] / bare
+        return target.extent[0] * one.scale, target.extent[1] * one.scale
+
+
+def _extent(scene: Scene) -> tuple[int, int]:
+    x0, y0, x1, y1 = scene.aoi
+    return x1 - x0, y1 - y0

@@ -1,0 +1,213 @@
+"""One search: a config in; detections, their files and their evaluation out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from siamese_sat.data.annotation import LabelReader
+from siamese_sat.data.radiometry import Radiometry, estimate
+from siamese_sat.data.scene import Scene, open_scene
+from siamese_sat.data.source import list_scenes, scene_keys
+from siamese_sat.device import pick_device, pick_precision
+from siamese_sat.errors import InputError
+from siamese_sat.evaluate import Evaluation, evaluate
+from siamese_sat.model.checkpoint import TrainedModel, load_model
+from siamese_sat.progress import console, progress
+from siamese_sat.report.results import SHOWN, Results, write_results
+from siamese_sat.report.table import class_table, frame_table
+from siamese_sat.search.detect import Candidates, best_first, check_threshold, suppress, to_frame
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import ExemplarSource
+from siamese_sat.search.pooled import RadiometryOf, WindowSearch
+
+log = logging.getLogger(__name__)
+
+# Further from the training scenes than this, in their standard deviations, and the embedder sees another world.
+FAR = 2.0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        detections: rows as in detections.csv, best first.
+        failed: scenes that could not be searched, with the reason.
+        evaluation: against ``truth``, or None.
+        folder: where the files are.
+        files: what was written.
+    """
+
+    detections: pd.DataFrame
+    failed: Mapping[str, str]
+    evaluation: Evaluation | None
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+
+
+def search(cfg: DictConfig) -> SearchResult:
+    """Searches scenes for exemplars and writes what it finds.
+
+    Args:
+        cfg: as ``conf/search.yaml`` composes it.
+
+    Raises:
+        InputError: a setting, the checkpoint or the exemplars cannot be used. A scene that cannot be read is reported
+            in the result instead, and the others are searched.
+    """
+    folder = Path(cfg.paths.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if cfg.ckpt_path is None:
+        raise InputError("No checkpoint is given; set ckpt_path to the best.ckpt that train.py named at its end.")
+    if cfg.radiometry not in ("model", "per_scene"):
+        raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
+    model = load_model(cfg.ckpt_path)
+    bands = list(cfg.bands) if cfg.bands is not None else list(model.bands)
+    if len(bands) != len(model.bands):
+        raise InputError(
+            f"{cfg.ckpt_path} was trained on {len(model.bands)} band(s) ({', '.join(model.radiometry.names)}), but "
+            f"bands={bands} names {len(bands)}; name as many, in that order."
+        )
+    device = pick_device(cfg.search.device)
+    engine = Engine(
+        model.embedder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+        device,
+        pick_precision(cfg.search.precision, device),
+        cfg.search.batch_size,
+        cfg.search.min_valid,
+    )
+    source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
+    exemplars = source.load(bands, cfg.alpha, model.chip) if source.given else []
+    method: WindowSearch = instantiate(cfg.search.method, _convert_="all")
+    radiometry_of = _radiometry_rule(cfg.radiometry, model)
+    method.prepare(model, engine, exemplars, radiometry_of)
+    thresholds = _thresholds(cfg, model, method.classes)
+    scenes, failed = _open_all(cfg, bands)
+    if cfg.radiometry == "model":
+        _warn_of_strange_scenes(scenes, model.radiometry)
+    started = time.perf_counter()
+    parts, compared = _search_scenes(scenes, failed, method, thresholds, cfg.search.nms_iou)
+    seconds = time.perf_counter() - started
+    detections = best_first(parts)
+    searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
+    console.print(class_table(detections, method.classes, len(searched), compared, seconds))
+    truth = _read_truth(cfg, searched, method.classes)
+    evaluation = None
+    if truth is not None:
+        sizes = {name: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for name, s in searched.items()}
+        evaluation = evaluate(detections, truth, sizes, thresholds)
+        console.print(frame_table(evaluation.table()[list(SHOWN)].rename(columns=SHOWN), "Evaluation"))
+    results = Results(detections, searched, method.classes, truth, evaluation)
+    files = write_results(results, folder, **OmegaConf.to_container(cfg.output, resolve=True))  # type: ignore[arg-type]
+    for path, reason in failed.items():
+        log.error("Not searched: %s (%s)", path, reason)
+    log.info("%d detections in %d scene(s): %s", len(detections), len(searched), files[0])
+    return SearchResult(detections, failed, evaluation, folder, files)
+
+
+def _search_scenes(
+    scenes: Mapping[str, Scene],
+    failed: dict[str, str],
+    method: WindowSearch,
+    thresholds: Mapping[str, float],
+    nms_iou: float,
+) -> tuple[list[pd.DataFrame], dict[str, int]]:
+    """Scene by scene, so that nothing of one suppresses anything of another."""
+    parts: list[pd.DataFrame] = []
+    compared = dict.fromkeys(method.classes, 0)
+    with progress() as bar:
+        task = bar.add_task("Searching", total=sum(_area(s) for s in scenes.values()), unit="Mpx")
+        for name, scene in scenes.items():
+            try:
+                found = Candidates.join(list(method.candidates(scene, thresholds)))
+            except InputError as error:
+                failed[scene.path] = str(error)
+                continue
+            parts.append(to_frame(suppress(found, nms_iou), method.classes, name, scene.aoi))
+            for class_name, count in method.windows(scene).items():
+                compared[class_name] += count
+            bar.advance(task, _area(scene))
+    return parts, compared
+
+
+def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], dict[str, str]]:
+    """The scenes to search by the name that their detections carry, and those that cannot be opened."""
+    if cfg.scenes is None:
+        raise InputError("No scenes are given; set scenes to a raster, a folder, a glob or a list of them.")
+    spec = OmegaConf.to_object(cfg.scenes) if OmegaConf.is_list(cfg.scenes) else cfg.scenes
+    opened: dict[str, Scene] = {}
+    failed: dict[str, str] = {}
+    for name, path in scene_keys(list_scenes(spec)).items():  # type: ignore[arg-type]
+        try:
+            scene = open_scene(path, bands, cfg.alpha)
+        except InputError as error:
+            failed[path] = str(error)
+            continue
+        opened[name] = scene.within(list(cfg.aoi) if cfg.aoi is not None else None)
+    if not opened:
+        raise InputError(next(iter(failed.values())))
+    return opened, failed
+
+
+def _thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]) -> dict[str, float]:
+    wanted = cfg.search.threshold
+    if wanted == "per_class":
+        return {c: model.thresholds.get(c, 0.3) for c in classes}
+    if OmegaConf.is_dict(wanted):
+        return check_threshold({str(k): float(v) for k, v in wanted.items()}, classes)
+    return check_threshold(float(wanted), classes)
+
+
+def _radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:
+    if rule == "model":
+        return lambda scene: model.radiometry
+    known: dict[str, Radiometry] = {}
+
+    def per_scene(scene: Scene) -> Radiometry:
+        if scene.path not in known:
+            known[scene.path] = estimate([scene], model.radiometry.names, max_blocks=64, quiet=True)
+        return known[scene.path]
+
+    return per_scene
+
+
+def _warn_of_strange_scenes(scenes: Mapping[str, Scene], radiometry: Radiometry) -> None:
+    far = []
+    for name, scene in scenes.items():
+        try:
+            found = estimate([scene], radiometry.names, max_blocks=2, quiet=True)
+        except InputError:
+            continue  # a scene without valid pixels, or one that the search itself will report
+        if radiometry.distance(found) > FAR:
+            far.append(name)
+    if far:
+        log.warning(
+            "The values of %d scene(s) lie far from the training scenes' (%s): try radiometry=per_scene, and check "
+            "the band order and units.", len(far), ", ".join(far[:3]) + (", ..." if len(far) > 3 else ""),
+        )  # fmt: skip
+
+
+def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[str]) -> pd.DataFrame | None:
+    """The labels of the classes that were searched for: others are nobody's misses."""
+    if cfg.truth is None:
+        return None
+    reader = LabelReader(dict(cfg.exemplars.aliases or {}), cfg.exemplars.class_field, cfg.exemplars.default_class)
+    spec = OmegaConf.to_object(cfg.truth) if OmegaConf.is_list(cfg.truth) else cfg.truth
+    truth = reader.read(list(scenes.values()), spec)  # type: ignore[arg-type]
+    names = {scene.path: name for name, scene in scenes.items()}
+    truth["filename"] = [names[path] for path in truth.pop("scene")]
+    return truth[truth.class_name.isin(classes)].reset_index(drop=True)
+
+
+def _area(scene: Scene) -> float:
+    x0, y0, x1, y1 = scene.aoi
+    return (x1 - x0) * (y1 - y0) / 1e6
