@@ -5,18 +5,17 @@ DEMO ?= demo
 # Compiled modules make every command start seconds sooner.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint lock clean
+
+.PHONY: demo test lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m siamese_sat.synthetic $(DEMO)/data --novel aircraft
 	$(BIN)/python train.py experiment=demo data.scenes=$(DEMO)/data/train paths.output_dir=$(DEMO)/train
 	$(BIN)/python search.py experiment=demo_search demo=$(DEMO)
 
+# SLOW=1 runs the slow tests too.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow")
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

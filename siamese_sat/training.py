@@ -59,6 +59,8 @@ def train(cfg: DictConfig) -> TrainingResult:
         InputError: the data or a setting cannot be used.
     """
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    # Its tips and its inventory of accelerators are not ours to say; it sets its own level when imported.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     # Both are what this product does on purpose: chips lie in memory, and epochs may be short.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*The number of training batches.*")
