@@ -111,10 +111,11 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
     path = str(path)
     try:
         with rasterio.open(path) as source:
-            if max(bands) > source.count:
+            lacking = [b for b in bands if not 1 <= b <= source.count]
+            if lacking or not bands:
                 raise InputError(
-                    f"{path} has {source.count} band(s) but data.bands={list(bands)} asks for band {max(bands)}; "
-                    f"name the bands it has, in the order B,G,R,NIR."
+                    f"{path} has bands 1 to {source.count} but data.bands={list(bands)} asks for "
+                    f"{lacking[0] if lacking else 'none'}; name bands it has, in the order B,G,R,NIR."
                 )
             tagged = [i + 1 for i, c in enumerate(source.colorinterp) if c == ColorInterp.alpha]
             mask_band = next(iter(tagged), None)
