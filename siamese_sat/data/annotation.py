@@ -63,6 +63,7 @@ class LabelReader:
         rows: list[pd.DataFrame] = [self._read_file(path, targets) for path, targets in _assign(scenes, labels).items()]
         frame = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=LABEL_COLUMNS)
         frame = self._clean(frame, {s.path: s for s in scenes})
+        self.dropped = +self.dropped
         if self.dropped:
             counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.dropped.items()))
             log.warning("Labels left out: %s.", counts)
@@ -73,14 +74,12 @@ class LabelReader:
             return frame
         frame["class_name"] = frame["class_name"].astype(str).replace(dict(self.aliases))
         boxes = frame[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
-        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        flat = ~(area > 0)
+        flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         aoi = np.array([scenes[s].aoi for s in frame["scene"]], dtype=float)
         centre = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], axis=1)
         outside = ~((centre >= aoi[:, :2]) & (centre < aoi[:, 2:])).all(axis=1) & ~flat
         self.dropped["of zero area"] += int(flat.sum())
         self.dropped["outside their scene"] += int(outside.sum())
-        self.dropped = +self.dropped
         # What remains is cut to the scene, as a label may reach over its border.
         boxes = np.concatenate([np.maximum(boxes[:, :2], aoi[:, :2]), np.minimum(boxes[:, 2:], aoi[:, 2:])], 1)
         frame[["x_min", "y_min", "x_max", "y_max"]] = boxes
@@ -94,12 +93,17 @@ class LabelReader:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is not readable JSON ({error}); repair or remove it.") from error
-        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-            return self._read_coco(path, content, scenes)
-        if isinstance(content, dict) and content.get("type") == "FeatureCollection":
-            if _in_pixels(content, scenes):
-                return self._read_challenge(path, content, scenes)
-            return self._read_vector(path, scenes)
+        try:
+            if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+                return self._read_coco(path, content, scenes)
+            if isinstance(content, dict) and content.get("type") == "FeatureCollection":
+                if _in_pixels(content, scenes):
+                    return self._read_challenge(path, content, scenes)
+                return self._read_vector(path, scenes)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error!r} stands where it should not or is missing.") from error
         raise InputError(
             f"{path} is neither COCO (images, annotations, categories) nor a FeatureCollection; give labels in "
             f"one of these forms."
@@ -152,6 +156,7 @@ class LabelReader:
         records = frame.drop(columns=frame.geometry.name).to_dict("records")
         names = [self._class_of(path, record) for record in records]
         rows: list[pd.DataFrame] = []
+        somewhere = np.zeros(len(frame), dtype=bool)
         for scene in scenes:
             if not scene.georeferenced or frame.crs is None:
                 raise InputError(
@@ -166,9 +171,9 @@ class LabelReader:
             table["class_name"], table["scene"] = names, scene.path
             x0, y0, x1, y1 = 0, 0, scene.width, scene.height
             touches = (table.x_max > x0) & (table.x_min < x1) & (table.y_max > y0) & (table.y_min < y1)
-            if len(scenes) == 1:
-                self.dropped["outside their scene"] += int((~touches).sum())
+            somewhere |= touches.to_numpy()
             rows.append(table[touches])
+        self.dropped["outside their scene"] += int((~somewhere).sum())
         return pd.concat(rows, ignore_index=True)
 
     def _class_of(self, path: Path, properties: Mapping[str, Any]) -> str:
