@@ -74,7 +74,7 @@ class LabelReader:
             return frame
         frame["class_name"] = frame["class_name"].astype(str).replace(dict(self.aliases))
         boxes = frame[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
-        flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        flat = ~((boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0)
         aoi = np.array([scenes[s].aoi for s in frame["scene"]], dtype=float)
         centre = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], axis=1)
         outside = ~((centre >= aoi[:, :2]) & (centre < aoi[:, 2:])).all(axis=1) & ~flat

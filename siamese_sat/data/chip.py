@@ -192,16 +192,20 @@ def sample_background(
     labels: pd.DataFrame,
     count: int,
     *,
+    spec: ChipSpec | None = None,
+    avoid: pd.DataFrame | None = None,
     dilation: float = 0.2,
     min_valid: float = 0.5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Draws boxes that touch no labelled box, of the sizes that labelled boxes have.
+    """Draws boxes whose chips touch no labelled box, of the sizes that labelled boxes have.
 
     Args:
         scenes: labelled and unlabelled scenes; each gives background in proportion to its area.
-        labels: all labelled boxes of these scenes.
+        labels: the boxes whose sizes are taken.
         count: how many to draw; fewer come back, with a warning, where there is no room.
+        spec: what a chip shows round its box; None takes the default.
+        avoid: all labelled boxes of these scenes, those of classes that are not trained included; None for ``labels``.
         dilation: part of a labelled box's width and height by which it is grown on each side first.
         min_valid: least valid fraction of a background box.
         seed: of the draw.
@@ -210,6 +214,7 @@ def sample_background(
         A frame like ``labels`` with class_name "background".
     """
     rng = np.random.default_rng(seed)
+    spec, avoid = spec or ChipSpec(), labels if avoid is None else avoid
     sizes = (labels[["x_max", "y_max"]].to_numpy() - labels[["x_min", "y_min"]].to_numpy()).astype(float)
     areas = np.array([(s.aoi[2] - s.aoi[0]) * (s.aoi[3] - s.aoi[1]) for s in scenes], dtype=float)
     wanted = rng.multinomial(count, areas / areas.sum())
@@ -217,16 +222,17 @@ def sample_background(
     for scene, n in zip(scenes, wanted, strict=True):
         if not n:
             continue
-        taken = labels[labels.scene == scene.path][["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
+        taken = avoid[avoid.scene == scene.path][["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
         grow = (taken[:, 2:] - taken[:, :2]) * dilation
         taken = np.concatenate([taken[:, :2] - grow, taken[:, 2:] + grow], axis=1)
         x0, y0, x1, y1 = scene.aoi
         size = np.minimum(sizes[rng.integers(len(sizes), size=30 * n)], [x1 - x0, y1 - y0])
         corner = np.floor([x0, y0] + rng.random((30 * n, 2)) * ([x1 - x0, y1 - y0] - size))
         boxes = np.concatenate([corner, corner + size], axis=1)
+        shown = np.array([spec.pad((a, b, c, d)) for a, b, c, d in boxes.tolist()])
         touches = np.zeros(len(boxes), dtype=bool)
         for t in taken:
-            touches |= ((boxes[:, :2] < t[2:]) & (boxes[:, 2:] > t[:2])).all(axis=1)
+            touches |= ((shown[:, :2] < t[2:]) & (shown[:, 2:] > t[:2])).all(axis=1)
         free = boxes[~touches]
         with SceneReader(scene) as reader:
             # As many at a time as are still needed, each time from the top down, as above.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from sklearn.model_selection import GroupShuffleSplit
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -143,7 +142,8 @@ class ChipDataModule(L.LightningDataModule):
             return
         band_names(len(self.bands), self.band_names)  # fails before the long part
         scenes = open_scenes(self.scenes, self.bands, self.alpha, self.aoi, self.labels)
-        labels = self._enough(self.reader.read(scenes, self.labels))
+        labelled = self.reader.read(scenes, self.labels)
+        labels = self._enough(labelled)
         further = open_scenes(self.unlabelled, self.bands, self.alpha) if self.unlabelled else []
         radiometry = estimate([*scenes, *further], self.band_names, max_blocks=self.max_blocks)
         log.info("Radiometry of %d scene(s): %s.", len(scenes) + len(further), radiometry)
@@ -152,6 +152,8 @@ class ChipDataModule(L.LightningDataModule):
             [*scenes, *further],
             labels,
             round(self.background * len(labels)),
+            spec=self.chip,
+            avoid=labelled,
             dilation=self.dilation,
             min_valid=self.min_valid,
             seed=self.seed,
@@ -221,16 +223,21 @@ class ChipDataModule(L.LightningDataModule):
 
     def _split(self, chips: Chips) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         labels = chips.labels.numpy()
-        if self.split == "scene":
-            if len(set(chips.scenes)) < 2:
-                raise InputError("data.split=scene needs at least two scenes; use data.split=chip.")
-            splitter = GroupShuffleSplit(1, test_size=self.val_fraction, random_state=self.seed)
-            train, val = next(iter(splitter.split(labels, labels, chips.scenes)))
-            return np.asarray(train), np.asarray(val)
         rng = np.random.default_rng(self.seed)
-        held: list[int] = []
-        for c in np.unique(labels):
-            mine = rng.permutation(np.flatnonzero(labels == c))
-            held.extend(mine[: max(1, round(self.val_fraction * len(mine)))].tolist())
-        val = np.array(sorted(held), dtype=np.int64)
+
+        def draw(items: Sequence[str] | npt.NDArray[np.int64]) -> list[Any]:
+            # At least one on either side; a class of one chip is trained on.
+            count = min(max(1, round(self.val_fraction * len(items))), len(items) - 1)
+            drawn: list[Any] = rng.permutation(items)[:count].tolist()
+            return drawn
+
+        if self.split == "scene":
+            # Scenes of background alone are trained on: to validate needs objects.
+            homes = sorted({s for s, c in zip(chips.scenes, labels, strict=True) if c != chips.background})
+            if len(homes) < 2:
+                raise InputError("data.split=scene needs at least two labelled scenes; use data.split=chip.")
+            val = np.flatnonzero(np.isin(chips.scenes, draw(homes)))
+        else:
+            held = [i for c in np.unique(labels) for i in draw(np.flatnonzero(labels == c))]
+            val = np.array(sorted(held), dtype=np.int64)
         return np.setdiff1d(np.arange(len(labels)), val), val
