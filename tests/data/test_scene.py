@@ -149,7 +149,7 @@ def test_the_alpha_setting_overrules_the_values(tmp_path: Path, rule: AlphaRule,
     path = _four(tmp_path / "a.tif", fourth, colorinterp=RGBA)
     assert (open_scene(path, [3, 2, 1], rule).alpha == 4) is is_mask
     if is_mask:
-        with pytest.raises(InputError, match="data.bands"):
+        with pytest.raises(InputError, match=r"data\.bands"):
             open_scene(path, [1, 2, 3, 4], rule)
     else:
         with SceneReader(open_scene(path, [1, 2, 3, 4], rule)) as reader:
