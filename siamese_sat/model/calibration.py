@@ -113,6 +113,7 @@ def class_thresholds(scores: Tensor, labels: Tensor, classes: int, default: floa
         order = np.argsort(-mine, kind="stable")
         hits = np.cumsum(truth[order])
         f1 = 2 * hits / (np.arange(1, len(mine) + 1) + truth.sum())
+        f1[:-1][mine[order[:-1]] == mine[order[1:]]] = 0  # no threshold parts equal scores
         best = int(f1.argmax())
         below = mine[order[best + 1]] if best + 1 < len(mine) else 0.0
         found.append(float((mine[order[best]] + below) / 2))
