@@ -56,13 +56,13 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def training_precision(name: str, accelerator: str) -> str:
     """Lightning's precision flag: ``auto`` is 16-mixed on a GPU, bf16-mixed on a CPU that has it, else 32-true.
 
-    Asked for 16-mixed on a CPU, Lightning computes in bf16 without a word; here it is said.
+    Asked for 16-mixed on a CPU, Lightning computes in bf16 without a word; here it is said. 16-true gives NaN there.
     """
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
     if name == "auto":
         name = "16-mixed" if gpu else "bf16-mixed" if cpu_has_bf16() else "32-true"
         log.info("Training in %s, which this machine has.", name)
-    elif name in ("16-mixed", "16") and not gpu:
-        name = "bf16-mixed" if cpu_has_bf16() else "32-true"
-        log.warning("16-mixed needs a GPU: training in %s instead.", name)
+    elif name in ("16-mixed", "16-true", "16") and not gpu:
+        asked, name = name, "bf16-mixed" if cpu_has_bf16() else "32-true"
+        log.warning("%s needs a GPU: training in %s instead.", asked, name)
     return name
