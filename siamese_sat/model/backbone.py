@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections import Counter
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -72,6 +72,21 @@ class Backbone(nn.Module):
             if stage == until:
                 return x
         raise ValueError(f"no stage {until!r}")
+
+    def reach(self, stage: str) -> int:
+        """How many input pixels to either side a cell of the stage sees: half its receptive field."""
+        field, jump = 1, 1
+        for name in STAGES[: STAGES.index(stage) + 1]:
+            for block in getattr(self, name):
+                # Within a block the convolutions follow each other; its 1x1 shortcut sees no more.
+                for layer in [block, *block.children()]:
+                    if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+                        kernel, stride = (
+                            v if isinstance(v, int) else int(v[0]) for v in (layer.kernel_size, layer.stride)
+                        )
+                        field += (kernel - 1) * jump
+                        jump *= stride
+        return math.ceil(field / 2)
 
     def _load(self, name: str, weights: str) -> None:
         state = _read_weights(name, weights)
@@ -142,7 +157,8 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, Exception) as error:
-        raise InputError(f"{path} cannot be read as weights ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # torch raises many kinds for what is no weights file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read as weights ({reason.rstrip('.')}).") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
