@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import sys
@@ -90,7 +91,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, InstantiationException):
             cause = chain[-1]
             reason = f"{_line(cause)} " if cause is not link else ""
-            return f"{reason}({_line(link).rstrip('.')}) Check the names and values of this setting."
+            where = str(link).splitlines()[0].rstrip(":") if reason else _line(link).rstrip(".")
+            return f"{reason}({where}) Check the names and values of this setting."
         if isinstance(link, HydraException):
             return _line(link)
     if isinstance(error, MemoryError):
@@ -100,6 +102,10 @@ def explain(error: BaseException) -> str | None:
 
 def _line(error: BaseException) -> str:
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    for number, line in enumerate(lines):
+        if line.startswith("Available options"):
+            names = itertools.takewhile(lambda name: not name.endswith(":"), lines[number + 1 :])
+            return f"{lines[0]}; {line[0].lower()}{line[1:]} {', '.join(names)}."
     # omegaconf says the key on the second line, hydra what to do on the third.
     text = " ".join(dict.fromkeys(lines[:2])) if lines else type(error).__name__
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from siamese_sat.model.checkpoint import add_to_checkpoint, load_model
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
 from siamese_sat.report import plot, sheet
+from siamese_sat.settings import check_training
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     Raises:
         InputError: the data or a setting cannot be used.
     """
+    check_training(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # Its tips and its inventory of accelerators are not ours to say; it sets its own level when imported.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -66,7 +69,10 @@ def train(cfg: DictConfig) -> TrainingResult:
     warnings.filterwarnings("ignore", ".*The number of training batches.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between lightning and torch
     folder = Path(cfg.paths.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); set paths.output_dir.") from error
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"{cfg.ckpt_path}: no such checkpoint to resume from; check ckpt_path.")
     data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
@@ -80,7 +86,10 @@ def train(cfg: DictConfig) -> TrainingResult:
     trainer: L.Trainer = instantiate(cfg.trainer, precision=precision, callbacks=callbacks, logger=loggers)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"{error} Check callbacks, logger and trainer.") from error
     return _finish(cfg, trainer, data, folder)
 
 

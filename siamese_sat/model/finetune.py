@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from siamese_sat.errors import InputError
+from siamese_sat.model.backbone import STAGES
 from siamese_sat.model.module import MetricLearner
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ class TwoPhaseFinetune(Callback):
     def __init__(self, warmup_epochs: int = 5, stages: Sequence[str] = ("layer4",), lr_factor: float = 0.1) -> None:
         if warmup_epochs < 0 or not lr_factor > 0:
             raise InputError("callbacks.finetune: warmup_epochs must be 0 or more and lr_factor above 0.")
+        unknown = [s for s in stages if s not in STAGES]
+        if unknown:  # said now, not when phase 1 is over
+            raise InputError(f"callbacks.finetune.stages: {unknown[0]!r} is no stage; there are {', '.join(STAGES)}.")
         self.warmup_epochs, self.stages, self.lr_factor = warmup_epochs, tuple(stages), lr_factor
         self._phase: int | None = None
 
