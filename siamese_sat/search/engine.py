@@ -13,6 +13,7 @@ from torch import Tensor
 from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.search import window as grid
 
@@ -39,7 +40,8 @@ class Engine:
         device: where to compute.
         dtype: precision of the network, see `pick_precision`.
         batch_size: windows a batch.
-        min_valid: windows with a smaller valid part are not compared.
+        min_valid: windows with a smaller valid part are not compared; of a window that reaches beyond the scene, what
+            lies inside counts.
     """
 
     embedder: Embedder
@@ -47,6 +49,13 @@ class Engine:
     dtype: torch.dtype = torch.float32
     batch_size: int = 64
     min_valid: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or not 0 <= self.min_valid <= 1:
+            raise InputError(
+                f"search.batch_size={self.batch_size} must be 1 or more, search.min_valid={self.min_valid} lie between "
+                f"0 and 1."
+            )
 
     @torch.inference_mode()
     def embed(self, chips: Tensor) -> Tensor:
@@ -82,6 +91,8 @@ class Engine:
                     every = np.concatenate(where)
                     yield WindowBatch(every[:count], torch.stack(held))
                     where, held, count = [every[count:]], [], 0
+            # A view would keep its whole tile in memory until the batch is full.
+            held = [chip.clone() for chip in held]
         if count:
             yield WindowBatch(np.concatenate(where), torch.stack(held))
 
@@ -89,41 +100,48 @@ class Engine:
         self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
     ) -> Iterator[tuple[npt.NDArray[np.float64], Tensor, list[tuple[int, int]]]]:
         x0, y0, x1, y1 = scene.aoi
+        # A scene smaller than a window stands in the middle of the only one.
+        left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
         columns = list(grid.axis_tiles(x1 - x0, window[0], size, stride))
         with SceneReader(scene) as reader:
             for row in grid.axis_tiles(y1 - y0, window[1], size, stride):
                 for column in columns:
                     raw, valid = reader.read(
-                        x0 + column.source, y0 + row.source, column.source_length, row.source_length
+                        x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
                     )
                     if not valid.any():
                         continue
-                    shape = (row.level_length, column.level_length)
-                    keep = self._compared(valid, shape, row.offsets, column.offsets, size)
+                    found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
+                    keep = self._compared(valid, row, column, found, scene, size)
                     if not keep.any():
                         continue
                     # The tile travels as it is stored; it becomes float on the device.
                     stored = torch.from_numpy(radiometry.fill(raw, valid)).to(self.device)
-                    pixels = resize(radiometry.normalise(stored)[None], *shape)[0]
-                    found = grid.boxes(column.places, row.places, window, size, (x0, y0))[keep.ravel()]
+                    pixels = resize(radiometry.normalise(stored)[None], row.level_length, column.level_length)[0]
                     corners = [(int(row.offsets[i]), int(column.offsets[j])) for i, j in np.argwhere(keep)]
-                    yield found, pixels, corners
+                    yield found[keep.ravel()], pixels, corners
 
     def _compared(
         self,
         valid: npt.NDArray[np.bool_],
-        shape: tuple[int, int],
-        rows: npt.NDArray[np.int64],
-        columns: npt.NDArray[np.int64],
+        row: grid.AxisTile,
+        column: grid.AxisTile,
+        boxes: npt.NDArray[np.float64],
+        scene: Scene,
         size: int,
     ) -> npt.NDArray[np.bool_]:
-        """Which windows ``[rows, columns]`` of a tile hold enough valid pixels; counted on the resized mask."""
+        """Which windows ``[rows, columns]`` of a tile hold enough valid pixels."""
+        shape = len(row.offsets), len(column.offsets)
         if valid.all():
-            return np.ones((len(rows), len(columns)), dtype=bool)
-        level = resize(torch.from_numpy(valid.astype(np.float32))[None, None], *shape)[0, 0]
-        total = torch.zeros(shape[0] + 1, shape[1] + 1, dtype=torch.float64)
-        total[1:, 1:] = level.double().cumsum(0).cumsum(1)
-        y, x = torch.from_numpy(rows)[:, None], torch.from_numpy(columns)[None, :]
-        part = total[y + size, x + size] - total[y, x + size] - total[y + size, x] + total[y, x]
-        # Sums of resized ones are not exactly whole.
-        return np.asarray((part / size**2 >= self.min_valid - 1e-6).numpy())
+            return np.ones(shape, dtype=bool)
+        total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1))
+        total[1:, 1:] = valid.cumsum(0).cumsum(1)
+        for tile in (row, column):
+            ends = np.stack([tile.offsets, tile.offsets + size]) * tile.source_length / tile.level_length
+            whole = ends.astype(int)
+            part, further = (ends - whole)[..., None], np.minimum(whole + 1, tile.source_length)
+            at = total[whole] * (1 - part) + total[further] * part
+            total = (at[1] - at[0]).T
+        x0, y0, x1, y1 = scene.aoi
+        inside = np.minimum(boxes[:, 2:], [x1, y1]) - np.maximum(boxes[:, :2], [x0, y0])
+        return np.asarray(total >= self.min_valid * inside.prod(axis=1).reshape(shape) - 1e-6)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from siamese_sat.errors import InputError
 
-# Source pixels that a tile holds at most along a side, unless a single window is larger.
+# Pixels that a tile holds along a side before the margins, of the scene and of the level, unless a window is larger.
 TILE = 1536
 
 
@@ -69,14 +69,15 @@ def axis_tiles(length: int, window: int, size: int, stride: int, tile: int = TIL
         window: scene pixels of a window.
         size: level pixels of a window.
         stride: level pixels between windows.
-        tile: scene pixels of a tile, about.
+        tile: pixels of a tile, of the scene or of the level, whichever are more, about.
     """
     common = math.gcd(window, size)
     source_step, level_step = window // common, size // common
     # The filter reaches one level pixel (bilinear) or its source extent to either side.
     reach = 2 * max(1, math.ceil(window / size)) if window != size else 0
     margin = math.ceil(reach / source_step)
-    steps = max(1, max(tile, window) // source_step)
+    # Small windows are enlarged: their level would not fit in memory where their part of the scene does.
+    steps = max(1, max(min(tile, tile * window // size), window) // source_step)
     where = places(level_length(length, window, size), size, stride)
     number = where // (steps * level_step)
     for n in np.unique(number):
