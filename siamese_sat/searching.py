@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -14,20 +15,22 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.annotation import LabelReader
-from siamese_sat.data.radiometry import Radiometry, estimate
-from siamese_sat.data.scene import Scene, open_scene
+from siamese_sat.data.radiometry import Radiometry, band_names, estimate
+from siamese_sat.data.scene import Scene, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation, evaluate
+from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
+from siamese_sat.model.embedder import Embedder
 from siamese_sat.progress import console, progress
 from siamese_sat.report.results import SHOWN, Results, write_results
 from siamese_sat.report.table import class_table, frame_table
 from siamese_sat.search.detect import Candidates, best_first, check_threshold, suppress, to_frame
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import ExemplarSource
-from siamese_sat.search.pooled import RadiometryOf, WindowSearch
+from siamese_sat.search.method import RadiometryOf, SearchMethod
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +69,15 @@ def search(cfg: DictConfig) -> SearchResult:
     """
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    if cfg.ckpt_path is None:
-        raise InputError("No checkpoint is given; set ckpt_path to the best.ckpt that train.py named at its end.")
     if cfg.radiometry not in ("model", "per_scene"):
         raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
-    model = load_model(cfg.ckpt_path)
-    bands = list(cfg.bands) if cfg.bands is not None else list(model.bands)
-    if len(bands) != len(model.bands):
-        raise InputError(
-            f"{cfg.ckpt_path} was trained on {len(model.bands)} band(s) ({', '.join(model.radiometry.names)}), but "
-            f"bands={bands} names {len(bands)}; name as many, in that order."
-        )
+    model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
+    bands = _bands(cfg, model)
+    scenes, failed = _open_all(cfg, bands)
+    if model is None:
+        model = _untrained(cfg, bands, list(scenes.values()))
+    elif cfg.radiometry == "model":
+        _warn_of_strange_scenes(scenes, model.radiometry)
     device = pick_device(cfg.search.device)
     engine = Engine(
         model.embedder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
@@ -87,13 +88,9 @@ def search(cfg: DictConfig) -> SearchResult:
     )
     source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     exemplars = source.load(bands, cfg.alpha, model.chip) if source.given else []
-    method: WindowSearch = instantiate(cfg.search.method, _convert_="all")
-    radiometry_of = _radiometry_rule(cfg.radiometry, model)
-    method.prepare(model, engine, exemplars, radiometry_of)
+    method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    method.prepare(model, engine, exemplars, _radiometry_rule(cfg.radiometry, model), list(scenes.values()))
     thresholds = _thresholds(cfg, model, method.classes)
-    scenes, failed = _open_all(cfg, bands)
-    if cfg.radiometry == "model":
-        _warn_of_strange_scenes(scenes, model.radiometry)
     started = time.perf_counter()
     parts, compared = _search_scenes(scenes, failed, method, thresholds, cfg.search.nms_iou)
     seconds = time.perf_counter() - started
@@ -114,10 +111,45 @@ def search(cfg: DictConfig) -> SearchResult:
     return SearchResult(detections, failed, evaluation, folder, files)
 
 
+def _bands(cfg: DictConfig, model: TrainedModel | None) -> list[int]:
+    """Band numbers of the searched scenes: as set, or as in training, or as the first scene suggests."""
+    if cfg.bands is not None:
+        bands = [int(b) for b in cfg.bands]
+    elif model is not None:
+        bands = list(model.bands)
+    else:
+        bands = guess_bands(list_scenes(_plain(cfg.scenes))[0])
+    if model is not None and len(bands) != len(model.bands):
+        raise InputError(
+            f"{cfg.ckpt_path} was trained on {len(model.bands)} band(s) ({', '.join(model.radiometry.names)}), but "
+            f"bands={bands} names {len(bands)}; name as many, in that order."
+        )
+    return bands
+
+
+def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -> TrainedModel:
+    """The backbone's own weights and the searched scenes' statistics, where no training has been."""
+    embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
+    return TrainedModel(
+        embedder=embedder.eval().requires_grad_(False),
+        radiometry=estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4),
+        chip=instantiate(cfg.chip),
+        bands=tuple(bands),
+        classes=(),
+        calibration=Calibration(),
+    )
+
+
+def _plain(spec: Any) -> Any:  # noqa: ANN401 - a path, or a list of them
+    if spec is None:
+        raise InputError("No scenes are given; set scenes to a raster, a folder, a glob or a list of them.")
+    return OmegaConf.to_object(spec) if OmegaConf.is_list(spec) else spec
+
+
 def _search_scenes(
     scenes: Mapping[str, Scene],
     failed: dict[str, str],
-    method: WindowSearch,
+    method: SearchMethod,
     thresholds: Mapping[str, float],
     nms_iou: float,
 ) -> tuple[list[pd.DataFrame], dict[str, int]]:
@@ -141,12 +173,9 @@ def _search_scenes(
 
 def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], dict[str, str]]:
     """The scenes to search by the name that their detections carry, and those that cannot be opened."""
-    if cfg.scenes is None:
-        raise InputError("No scenes are given; set scenes to a raster, a folder, a glob or a list of them.")
-    spec = OmegaConf.to_object(cfg.scenes) if OmegaConf.is_list(cfg.scenes) else cfg.scenes
     opened: dict[str, Scene] = {}
     failed: dict[str, str] = {}
-    for name, path in scene_keys(list_scenes(spec)).items():  # type: ignore[arg-type]
+    for name, path in scene_keys(list_scenes(_plain(cfg.scenes))).items():
         try:
             scene = open_scene(path, bands, cfg.alpha)
         except InputError as error:
@@ -201,8 +230,7 @@ def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[
     if cfg.truth is None:
         return None
     reader = LabelReader(dict(cfg.exemplars.aliases or {}), cfg.exemplars.class_field, cfg.exemplars.default_class)
-    spec = OmegaConf.to_object(cfg.truth) if OmegaConf.is_list(cfg.truth) else cfg.truth
-    truth = reader.read(list(scenes.values()), spec)  # type: ignore[arg-type]
+    truth = reader.read(list(scenes.values()), _plain(cfg.truth))
     names = {scene.path: name for name, scene in scenes.items()}
     truth["filename"] = [names[path] for path in truth.pop("scene")]
     return truth[truth.class_name.isin(classes)].reset_index(drop=True)

@@ -154,6 +154,22 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
         ) from error
 
 
+def guess_bands(path: str | Path) -> list[int]:
+    """Band numbers in the order B, G, R, NIR, where the user does not say them.
+
+    One band is itself; three are taken by their colours; of four or more the first four, in the file's order: colour
+    tags of such files are mostly what GDAL writes by itself.
+    """
+    try:
+        with rasterio.open(path) as source:
+            colours = {c: i + 1 for i, c in enumerate(source.colorinterp)}
+            if source.count == 3 and ColorInterp.red in colours:
+                return [colours[c] for c in (ColorInterp.blue, ColorInterp.green, ColorInterp.red)]
+            return list(range(1, min(source.count, 4) + 1))
+    except RasterioError as error:
+        raise InputError(f"{path} cannot be opened as a raster ({_first_line(error)}); check the path.") from error
+
+
 class SceneReader:
     """An open handle on a scene. One belongs to one thread or worker: GDAL handles are not shared.
 

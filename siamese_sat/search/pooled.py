@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from siamese_sat.data.augment import VIEWS, dihedral
 from siamese_sat.data.chip import cut_chip
-from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
@@ -20,8 +19,7 @@ from siamese_sat.search import window as grid
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
-
-RadiometryOf = Callable[[Scene], Radiometry]
+from siamese_sat.search.method import RadiometryOf
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,12 @@ class WindowSearch:
     passes: list[Pass] = field(default_factory=list)
 
     def prepare(
-        self, model: TrainedModel, engine: Engine, exemplars: Sequence[Exemplar], radiometry_of: RadiometryOf
+        self,
+        model: TrainedModel,
+        engine: Engine,
+        exemplars: Sequence[Exemplar],
+        radiometry_of: RadiometryOf,
+        scenes: Sequence[Scene] = (),
     ) -> None:
         """Builds prototypes and plans the passes; without exemplars the checkpoint's own classes are sought."""
         if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 4):

@@ -1,0 +1,171 @@
+"""Feature maps over whole scenes, at several scales, tile by tile: a tile border changes no feature.
+
+A *level* is the scene resized by ``128 / step``: ``step`` scene pixels become 128 level pixels, whole numbers on both
+sides, so that tiles can be cut anywhere without shifting the resampling. Cell i of a stage with stride 8 is centred on
+level pixel 8 * i (not 8 * i + 4): ResNet's odd kernels pad evenly, so every stride keeps its first pixel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siamese_sat.data.chip import resize
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.engine import Engine
+
+UNIT = 128
+# Level pixels that the resampling filter may reach beyond what it makes.
+FILTER = 8
+
+
+@dataclass(frozen=True)
+class Span:
+    """A tile along one axis, in cells and level pixels.
+
+    Attributes:
+        first: first cell that this tile answers for.
+        last: one past its last.
+        margin: cells known on either side of these.
+        start: first level pixel that the network sees.
+        stop: one past the last.
+    """
+
+    first: int
+    last: int
+    margin: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class FeatureTile:
+    """Features of one tile with a margin on all sides.
+
+    Attributes:
+        features: ``[channels, rows + 2 * margin, columns + 2 * margin]`` float32, on the device.
+        valid: ``[rows, columns]`` which cells lie on valid pixels.
+        x_first: cell of the level's first column here, without margin.
+        y_first: likewise for rows.
+    """
+
+    features: Tensor
+    valid: npt.NDArray[np.bool_]
+    x_first: int
+    y_first: int
+
+
+def spans(length: int, stride: int, reach: int, margin: int, tile: int) -> Iterator[Span]:
+    """Cuts ``length`` level pixels into tiles.
+
+    Args:
+        length: level pixels of the scene.
+        stride: level pixels of a cell.
+        reach: level pixels that a cell sees on either side of its centre, at most.
+        margin: cells wanted on either side of a tile, beyond the scene's border too.
+        tile: level pixels of a tile, about.
+    """
+    cells = (length - 1) // stride + 1
+    per_tile = max(1, tile // stride)
+    parts = math.ceil(cells / per_tile)
+    borders = [round(i * cells / parts) for i in range(parts + 1)]
+    around = math.ceil(reach / stride)
+    for first, last in itertools.pairwise(borders):
+        # Beyond the scene lies a margin of nothing, the same for every tile; beyond that, the network's own padding.
+        start = max(first - margin - around, -margin)
+        stop = min(last + margin + around, cells + margin)
+        yield Span(first, last, margin, start * stride, stop * stride)
+
+
+def feature_tiles(
+    engine: Engine,
+    scene: Scene,
+    radiometry: Radiometry,
+    step: int,
+    *,
+    stage: str = "layer2",
+    margin: int = 5,
+    tile: int = 1024,
+    min_valid: float = 0.5,
+) -> Iterator[FeatureTile]:
+    """Feature maps of a scene at one level.
+
+    Args:
+        engine: its embedder's backbone is used up to ``stage``.
+        scene: read tile by tile.
+        radiometry: normalises it; where nothing is valid the band mean stands, 0 after normalisation.
+        step: scene pixels that become 128 level pixels.
+        stage: of the backbone.
+        margin: cells on either side.
+        tile: level pixels of a tile.
+        min_valid: cells with less valid pixels are marked invalid; tiles without a valid cell are left out.
+    """
+    stride = STRIDES[stage]
+    x0, y0, x1, y1 = scene.aoi
+    lengths = [max(1, math.ceil(n * UNIT / step)) for n in (x1 - x0, y1 - y0)]
+    reach = engine.embedder.backbone.reach(stage)
+    columns = list(spans(lengths[0], stride, reach, margin, tile))
+    with SceneReader(scene) as reader:
+        for row in spans(lengths[1], stride, reach, margin, tile):
+            for column in columns:
+                pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
+                cells = _valid_cells(valid, row, column, stride) >= min_valid
+                if not cells.any():
+                    continue
+                found = features(engine, pixels, stage)
+                y = row.first - margin - row.start // stride
+                x = column.first - margin - column.start // stride
+                height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
+                yield FeatureTile(found[:, y : y + height, x : x + width], cells, column.first, row.first)
+
+
+@torch.inference_mode()
+def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
+    """Features ``[channels, H / stride, W / stride]`` in float32 of one normalised image ``[C, H, W]``."""
+    image = pixels[None].contiguous(memory_format=torch.channels_last)
+    with torch.autocast(engine.device.type, dtype=engine.dtype, enabled=engine.dtype != torch.float32):
+        return engine.embedder.features(image, stage)[0].float()
+
+
+def read_level(
+    reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """One tile's pixels ``[C, h, w]``, normalised, and their valid fraction ``[h, w]``, on the level's own grid."""
+    starts, counts, cuts = [], [], []
+    for span in (column, row):
+        first = math.floor((span.start - FILTER) / UNIT)
+        last = math.ceil((span.stop + FILTER) / UNIT)
+        starts.append(first * step)
+        counts.append(last - first)
+        cuts.append((span.start - first * UNIT, span.stop - first * UNIT))
+    x0, y0 = reader.scene.aoi[:2]
+    raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * step, counts[1] * step)
+    stored = torch.from_numpy(radiometry.fill(raw, valid)).to(device)
+    size = (counts[1] * UNIT, counts[0] * UNIT)
+    (left, right), (top, bottom) = cuts
+    level = resize(radiometry.normalise(stored)[None], *size)[0]
+    if valid.all():
+        share = torch.ones(bottom - top, right - left)
+    else:
+        share = resize(torch.from_numpy(valid.astype(np.float32))[None, None], *size)[0, 0, top:bottom, left:right]
+    return level[:, top:bottom, left:right], share
+
+
+def _valid_cells(valid: Tensor, row: Span, column: Span, stride: int) -> npt.NDArray[np.float32]:
+    """Valid fraction of each cell that the tile answers for, over the stride x stride pixels round its centre."""
+    # A cell is centred on the first of its pixels: shift by half a stride before averaging.
+    padded = F.pad(valid[None, None], (stride // 2, 0, stride // 2, 0), mode="replicate")
+    share = F.avg_pool2d(padded, stride)[0, 0]
+    y, x = row.first - row.start // stride, column.first - column.start // stride
+    part: npt.NDArray[np.float32] = share[y : y + row.last - row.first, x : x + column.last - column.first].numpy()
+    return part

@@ -1,0 +1,47 @@
+"""What every way of searching offers to the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene
+from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+
+RadiometryOf = Callable[[Scene], Radiometry]
+
+
+class SearchMethod(Protocol):
+    """Exemplars in, scored places out; reading, suppression and output lie elsewhere."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of what is searched for, in the order of their numbers; known after `prepare`."""
+
+    def prepare(
+        self,
+        model: TrainedModel,
+        engine: Engine,
+        exemplars: Sequence[Exemplar],
+        radiometry_of: RadiometryOf,
+        scenes: Sequence[Scene],
+    ) -> None:
+        """Gets ready to search ``scenes`` for what the exemplars show.
+
+        Raises:
+            InputError: a setting or an exemplar cannot be used.
+        """
+
+    def windows(self, scene: Scene) -> dict[str, int]:
+        """How many places of the scene each class is compared at."""
+
+    def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+        """Places that reach their class's threshold, part by part.
+
+        Raises:
+            InputError: the scene cannot be read.
+        """
