@@ -75,8 +75,10 @@ def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
         raise InputError(f"search.nms_iou={nms_iou} must lie between 0 and 1.")
     # Ties are broken by place, so that the order in which windows were scored never shows.
     order = np.lexsort((candidates.boxes[:, 0], candidates.boxes[:, 1], -candidates.scores))
+    regions = torch.from_numpy(candidates.regions[order])
     kept = batched_nms(
-        torch.from_numpy(candidates.regions[order]),
+        # It parts the classes by the largest coordinate, which does so only where none is negative.
+        regions - regions.min() if len(order) else regions,
         # Strictly falling numbers in place of scores: torchvision's sort is not stable.
         torch.arange(len(order), 0, -1, dtype=torch.float64),
         torch.from_numpy(candidates.classes[order]),

@@ -141,8 +141,9 @@ class ExemplarSource:
         found = []
         opened: dict[str, Scene] = {}
         for row in self.boxes or ():
-            if len(row) != 6 or not all(isinstance(v, int | float) for v in row[1:5]):
-                raise InputError(f"exemplars.boxes: {list(row)} is not [scene, x_min, y_min, x_max, y_max, class].")
+            whole = isinstance(row, list | tuple) and len(row) == 6
+            if not whole or not all(isinstance(v, int | float) for v in row[1:5]):
+                raise InputError(f"exemplars.boxes: {row!r} is not [scene, x_min, y_min, x_max, y_max, class].")
             path, (x0, y0, x1, y1) = str(row[0]), map(float, row[1:5])
             if path not in opened:
                 opened[path] = open_scene(list_scenes(path)[0], bands, alpha)
