@@ -83,6 +83,8 @@ class WindowSearch:
         """Builds prototypes and plans the passes; without exemplars the checkpoint's own classes are sought."""
         if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 4):
             raise InputError("search.scales must be above 0, and search.window null or at least 4 pixels.")
+        # Said here, once: later it would look like the fault of every scene.
+        grid.places(model.chip.size, model.chip.size, self.stride)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         if exemplars:
             self.targets = [self._target(name, group) for name, group in by_class(exemplars).items()]

@@ -33,7 +33,7 @@ def places(length: int, size: int, stride: int) -> npt.NDArray[np.int64]:
     """First pixels of the windows over ``length`` level pixels: every stride, the last one clamped inward."""
     if stride < 1 or stride > size:
         raise InputError(
-            f"search.method.stride={stride} must lie between 1 and the chip size {size}: windows may not skip pixels."
+            f"search.stride={stride} must lie between 1 and the chip size {size}: windows may not skip pixels."
         )
     regular = np.arange(0, max(length - size, 0) + 1, stride)
     return regular if regular[-1] >= length - size else np.append(regular, length - size)
