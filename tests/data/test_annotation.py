@@ -17,9 +17,9 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from tests.conftest import NORTH_UP, UTM33, make_scene, ramp
 
-# Columns run north and rows east: x = 500000 + 2 row, y = 5000000 + 2 column.
-SIDEWAYS = Affine(0, 2, 500_000, 2, 0, 5_000_000)
-TILTED = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -2)
+# Columns run north and rows east: x = 500000 + 3 row, y = 5000000 + 2 column.
+SIDEWAYS = Affine(0, 3, 500_000, 2, 0, 5_000_000)
+TILTED = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -3)
 BOX = ["x_min", "y_min", "x_max", "y_max"]
 
 
@@ -68,7 +68,7 @@ def test_challenge_labels_are_pixels(tmp_path: Path, transform: Affine | None) -
 @pytest.mark.parametrize("crs", [UTM33, "EPSG:4326"])
 def test_map_labels_through_a_sideways_transform(tmp_path: Path, suffix: str, crs: str) -> None:
     scene = scene_at(tmp_path / "a.tif", SIDEWAYS)
-    on_map = box(500_010, 5_000_020, 500_024, 5_000_040)  # rows 5 to 12, columns 10 to 20
+    on_map = box(500_015, 5_000_020, 500_036, 5_000_040)  # rows 5 to 12, columns 10 to 20
     frame = gpd.GeoDataFrame({"class_name": ["ship"]}, geometry=[on_map], crs=UTM33).to_crs(crs)
     frame.to_file(tmp_path / f"a{suffix}", driver="GeoJSON" if "json" in suffix else None)
     got = LabelReader().read([scene], None)
