@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +23,14 @@ from siamese_sat.evaluate import Evaluation, evaluate
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.embedder import Embedder
-from siamese_sat.progress import console, progress
+from siamese_sat.progress import console
 from siamese_sat.report.results import SHOWN, Results, write_results
 from siamese_sat.report.table import class_table, frame_table
-from siamese_sat.search.detect import Candidates, best_first, check_threshold, suppress, to_frame
+from siamese_sat.search.detect import check_threshold
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.run import search_scenes
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +91,10 @@ def search(cfg: DictConfig) -> SearchResult:
     method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     method.prepare(model, engine, exemplars, _radiometry_rule(cfg.radiometry, model), list(scenes.values()))
     thresholds = _thresholds(cfg, model, method.classes)
-    started = time.perf_counter()
-    parts, compared = _search_scenes(scenes, failed, method, thresholds, cfg.search.nms_iou)
-    seconds = time.perf_counter() - started
-    detections = best_first(parts)
+    found = search_scenes(scenes, method, thresholds, cfg.search.nms_iou)
+    detections, failed = found.detections, {**failed, **found.failed}
     searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
-    console.print(class_table(detections, method.classes, len(searched), compared, seconds))
+    console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
     truth = _read_truth(cfg, searched, method.classes)
     evaluation = None
     if truth is not None:
@@ -146,31 +144,6 @@ def _plain(spec: Any) -> Any:  # noqa: ANN401 - a path, or a list of them
     return OmegaConf.to_object(spec) if OmegaConf.is_list(spec) else spec
 
 
-def _search_scenes(
-    scenes: Mapping[str, Scene],
-    failed: dict[str, str],
-    method: SearchMethod,
-    thresholds: Mapping[str, float],
-    nms_iou: float,
-) -> tuple[list[pd.DataFrame], dict[str, int]]:
-    """Scene by scene, so that nothing of one suppresses anything of another."""
-    parts: list[pd.DataFrame] = []
-    compared = dict.fromkeys(method.classes, 0)
-    with progress() as bar:
-        task = bar.add_task("Searching", total=sum(_area(s) for s in scenes.values()), unit="Mpx")
-        for name, scene in scenes.items():
-            try:
-                found = Candidates.join(list(method.candidates(scene, thresholds)))
-            except InputError as error:
-                failed[scene.path] = str(error)
-                continue
-            parts.append(to_frame(suppress(found, nms_iou), method.classes, name, scene.aoi))
-            for class_name, count in method.windows(scene).items():
-                compared[class_name] += count
-            bar.advance(task, _area(scene))
-    return parts, compared
-
-
 def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], dict[str, str]]:
     """The scenes to search by the name that their detections carry, and those that cannot be opened."""
     opened: dict[str, Scene] = {}
@@ -191,9 +164,12 @@ def _thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]) ->
     wanted = cfg.search.threshold
     if wanted == "per_class":
         return {c: model.thresholds.get(c, 0.3) for c in classes}
-    if OmegaConf.is_dict(wanted):
-        return check_threshold({str(k): float(v) for k, v in wanted.items()}, classes)
-    return check_threshold(float(wanted), classes)
+    try:
+        if OmegaConf.is_dict(wanted):
+            return check_threshold({str(k): float(v) for k, v in wanted.items()}, classes)
+        return check_threshold(float(wanted), classes)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"search.threshold={wanted} is none of a number, {{class: number}} and per_class.") from error
 
 
 def _radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:
@@ -234,8 +210,3 @@ def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[
     names = {scene.path: name for name, scene in scenes.items()}
     truth["filename"] = [names[path] for path in truth.pop("scene")]
     return truth[truth.class_name.isin(classes)].reset_index(drop=True)
-
-
-def _area(scene: Scene) -> float:
-    x0, y0, x1, y1 = scene.aoi
-    return (x1 - x0) * (y1 - y0) / 1e6

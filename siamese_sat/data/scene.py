@@ -75,6 +75,12 @@ class Scene:
         """Whether pixels can be brought to map coordinates."""
         return self.crs is not None and self.transform != Affine.identity()
 
+    @property
+    def megapixels(self) -> float:
+        """Area of interest in millions of pixels."""
+        x0, y0, x1, y1 = self.aoi
+        return (x1 - x0) * (y1 - y0) / 1e6
+
     def within(self, aoi: Sequence[float] | None) -> Scene:
         """The same scene with its area of interest cut to ``aoi`` (pixels, half-open); None leaves it.
 
