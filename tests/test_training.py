@@ -23,8 +23,9 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import load_model
 from siamese_sat.settings import CHOICES, REAL, WHOLE, check_training
 from siamese_sat.training import TrainingResult, monitored, train
-from tests.model.conftest import CLASSES, ROOT, config, make_labelled
+from tests.model.conftest import CLASSES, ROOT, config, make_labelled, one_thread
 
+__all__ = ["one_thread"]  # a fixture of every test here
 EXPERIMENTS = sorted(f.stem for f in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 

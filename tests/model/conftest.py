@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,15 @@ def config(scenes: Path, out: Path, *more: str) -> DictConfig:
     """Composes such a run; chips are cached beside the scenes' folder."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", settings(scenes, out, scenes.parent / "cache", *more))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Nets this small mostly wait for a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
