@@ -1,9 +1,9 @@
 """How well search finds things that no training showed it: AP over six classes of real imagery.
 
-Exemplars are drawn from the training images, seeded draws of 1, 3 and 5; the test images are searched. All
-draws of a class are searched in one pass, each as a class of its own. Writes accuracy.md, accuracy.csv and accuracy.png.
+Exemplars are drawn from the training images, seeded draws of 1, 3 and 5; the test images are searched. All draws of a
+class are searched in one pass, each as a class of its own. Writes accuracy.md, accuracy.csv and accuracy.png.
 
-    python benchmarks/accuracy.py --data <folder> --weights <resnet50 v1 file> [--quick] [--methods template window]
+    python benchmarks/accuracy.py --data <folder> --weights <file> [--quick] [--methods template window]
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.evaluate import evaluate
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
+from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
@@ -99,9 +100,8 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
         embedder = build_embedder(names, variant="v1", weights=str(args.weights)).eval().requires_grad_(False)
         radiometry = estimate(test[:: max(1, len(test) // 64)], max_blocks=4, quiet=True)
         model = TrainedModel(embedder, radiometry, ChipSpec(), test[0].bands, (), Calibration())
-    engine = Engine(
-        model.embedder.to(device, memory_format=torch.channels_last), device, pick_precision(args.precision, device)
-    )
+    dtype = pick_precision(args.precision, device)
+    engine = Engine(DeployedEmbedder(model.embedder, device, dtype), device, dtype)
     exemplars = [
         e
         for count in args.exemplars
@@ -127,9 +127,16 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
                 "objects": entry.objects, "ap50": 100 * entry.ap50, "ap": 100 * entry.ap,
                 "centre_ap": 100 * entry.ap_centre, "f1": entry.f1, "best_f1": entry.best_f1,
                 "best_threshold": entry.best_threshold, "seconds": seconds,
+                "left_out": _left_out(method, drawn),
             }
         )  # fmt: skip
     return rows
+
+
+def _left_out(method: object, drawn: str) -> float:
+    """Median score of an exemplar by the others, where the method knows it."""
+    mine = [t.left_out for t in getattr(method, "templates", []) if t.name == drawn]
+    return float(np.median(mine[0])) if mine and len(mine[0]) else float("nan")
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

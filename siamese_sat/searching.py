@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +21,7 @@ from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation, evaluate
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
+from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.progress import console
 from siamese_sat.report.results import SHOWN, Results, write_results
@@ -79,13 +79,9 @@ def search(cfg: DictConfig) -> SearchResult:
     elif cfg.radiometry == "model":
         _warn_of_strange_scenes(scenes, model.radiometry)
     device = pick_device(cfg.search.device)
-    engine = Engine(
-        model.embedder.to(device, memory_format=torch.channels_last),  # type: ignore[call-overload]
-        device,
-        pick_precision(cfg.search.precision, device),
-        cfg.search.batch_size,
-        cfg.search.min_valid,
-    )
+    dtype = pick_precision(cfg.search.precision, device)
+    deployed = DeployedEmbedder(model.embedder, device, dtype)
+    engine = Engine(deployed, device, dtype, cfg.search.batch_size, cfg.search.min_valid)
     source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     exemplars = source.load(bands, cfg.alpha, model.chip) if source.given else []
     method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
@@ -165,11 +161,10 @@ def _thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]) ->
     if wanted == "per_class":
         return {c: model.thresholds.get(c, 0.3) for c in classes}
     try:
-        if OmegaConf.is_dict(wanted):
-            return check_threshold({str(k): float(v) for k, v in wanted.items()}, classes)
-        return check_threshold(float(wanted), classes)
+        given = {str(k): float(v) for k, v in wanted.items()} if OmegaConf.is_dict(wanted) else float(wanted)
     except (TypeError, ValueError) as error:
-        raise InputError(f"search.threshold={wanted} is none of a number, {{class: number}} and per_class.") from error
+        raise InputError(f"search.threshold={wanted} is no number, no {{class: number}} and not per_class.") from error
+    return check_threshold(given, classes)
 
 
 def _radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:

@@ -133,8 +133,7 @@ def feature_tiles(
 def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
     """Features ``[channels, H / stride, W / stride]`` in float32 of one normalised image ``[C, H, W]``."""
     image = pixels[None].contiguous(memory_format=torch.channels_last)
-    with torch.autocast(engine.device.type, dtype=engine.dtype, enabled=engine.dtype != torch.float32):
-        return engine.embedder.features(image, stage)[0].float()
+    return engine.embedder.features(image, stage)[0].float()
 
 
 def read_level(

@@ -14,6 +14,7 @@ from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
+from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.search import window as grid
 
@@ -36,15 +37,15 @@ class Engine:
     """Runs an embedder over scenes.
 
     Attributes:
-        embedder: in evaluation mode, on the device.
+        embedder: in evaluation mode, on the device; computes in its own precision, see `DeployedEmbedder`.
         device: where to compute.
-        dtype: precision of the network, see `pick_precision`.
+        dtype: precision of what is computed on its features.
         batch_size: windows a batch.
         min_valid: windows with a smaller valid part are not compared; of a window that reaches beyond the scene, what
             lies inside counts.
     """
 
-    embedder: Embedder
+    embedder: Embedder | DeployedEmbedder
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch_size: int = 64
@@ -60,12 +61,8 @@ class Engine:
     @torch.inference_mode()
     def embed(self, chips: Tensor) -> Tensor:
         """Embeddings ``[n, D]`` in fp32 of normalised chips ``[n, C, S, S]``."""
-        chips = chips.contiguous(memory_format=torch.channels_last)
-        if self.dtype == torch.float32:
-            found: Tensor = self.embedder(chips)
-            return found
-        with torch.autocast(self.device.type, dtype=self.dtype):
-            return self.embedder(chips).float()  # type: ignore[no-any-return]
+        found: Tensor = self.embedder(chips.contiguous(memory_format=torch.channels_last))
+        return found.float()
 
     def windows(
         self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
