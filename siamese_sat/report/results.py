@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def write_results(
         table.to_csv(folder / "evaluation.csv")
         curves = {n: (c.curve.recall, c.curve.precision) for n, c in results.evaluation.per_class.items() if c.objects}
         files.extend([folder / "evaluation.csv", precision_recall(curves, folder / "precision_recall.png")])
-        sections.insert(0, Section("Evaluation", "", table[list(SHOWN)].rename(columns=SHOWN).reset_index(), [files[-1]]))
+        sections.insert(
+            0, Section("Evaluation", "", table[list(SHOWN)].rename(columns=SHOWN).reset_index(), [files[-1]])
+        )
     if page:
         sections.append(Section("Scenes", "White, dashed: truth." if results.truth is not None else "", None, pictures))
         files.append(write_page(folder / "report.html", "Search results", sections))
@@ -106,11 +109,15 @@ def write_results(
 
 def _overlays(results: Results, folder: Path, most: int) -> list[Path]:
     scenes = list(dict.fromkeys([*results.detections.filename, *results.scenes]))[: max(0, most)]
+    flat = {name: name.replace("/", "_") for name in results.scenes}
+    stems = Counter(file.rsplit(".", 1)[0] for file in flat.values())
     files = []
     for name in scenes:
         mine = results.detections[results.detections.filename == name]
         truth = results.truth[results.truth.filename == name] if results.truth is not None else None
-        path = folder / f"{name.replace('/', '_').rsplit('.', 1)[0]}.png"
+        stem = flat[name].rsplit(".", 1)[0]
+        # a.tif and a.jp2 are two scenes.
+        path = folder / f"{stem if stems[stem] == 1 else flat[name]}.png"
         files.append(overlay(results.scenes[name], mine, path, truth, classes=results.classes))
     if len(scenes) < len(results.scenes):
         log.info("Overlays of %d of %d scenes; output.overlays=<number> for more.", len(scenes), len(results.scenes))
