@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from siamese_sat.data.annotation import LabelReader, coco_scenes
 from siamese_sat.data.chip import ChipSpec
-from siamese_sat.data.radiometry import band_names, estimate
+from siamese_sat.data.radiometry import band_names, estimate, for_imagenet_weights
 from siamese_sat.data.scene import Scene, open_scene
 from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.evaluate import evaluate
@@ -33,7 +33,7 @@ from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.exemplar import Exemplar, draw_exemplars
 from siamese_sat.search.run import search_scenes
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "search" / "method"
@@ -82,11 +82,11 @@ def _densest(labels: pd.DataFrame, scene: Scene, side: int) -> list[int]:
 
 
 def draw(labels: pd.DataFrame, scenes: Sequence[Scene], count: int, seed: int, name: str) -> list[Exemplar]:
-    """``count`` exemplars, a seeded draw; few are cut by a scene's border, so those that are may be drawn too."""
+    """``count`` exemplars, a seeded draw among those that no border cuts, as search.py itself draws."""
     by_path = {s.path: s for s in scenes}
-    rows = labels.iloc[np.random.default_rng(seed).choice(len(labels), count, replace=False)]
-    boxes = rows[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist()
-    return [Exemplar(name, by_path[p], (b[0], b[1], b[2], b[3])) for p, b in zip(rows.scene, boxes, strict=True)]
+    boxes = labels[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist()
+    every = [Exemplar(name, by_path[p], (b[0], b[1], b[2], b[3])) for p, b in zip(labels.scene, boxes, strict=True)]
+    return draw_exemplars(every, count, np.random.default_rng(seed))
 
 
 def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[str, object]) -> list[dict[str, object]]:
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
     else:
         names = band_names(len(test[0].bands))
         embedder = build_embedder(names, variant="v1", weights=str(args.weights)).eval().requires_grad_(False)
-        radiometry = estimate(test[:: max(1, len(test) // 64)], max_blocks=4, quiet=True)
+        found = estimate(test[:: max(1, len(test) // 64)], max_blocks=4, quiet=True)
+        radiometry = for_imagenet_weights(found, test[0].dtype)
         model = TrainedModel(embedder, radiometry, ChipSpec(), test[0].bands, (), Calibration())
     dtype = pick_precision(args.precision, device)
     engine = Engine(DeployedEmbedder(model.embedder, device, dtype), device, dtype)
@@ -127,16 +128,21 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
                 "objects": entry.objects, "ap50": 100 * entry.ap50, "ap": 100 * entry.ap,
                 "centre_ap": 100 * entry.ap_centre, "f1": entry.f1, "best_f1": entry.best_f1,
                 "best_threshold": entry.best_threshold, "seconds": seconds,
-                "left_out": _left_out(method, drawn),
+                **_known(method, drawn),
             }
         )  # fmt: skip
     return rows
 
 
-def _left_out(method: object, drawn: str) -> float:
-    """Median score of an exemplar by the others, where the method knows it."""
-    mine = [t.left_out for t in getattr(method, "templates", []) if t.name == drawn]
-    return float(np.median(mine[0])) if mine and len(mine[0]) else float("nan")
+def _known(method: object, drawn: str) -> dict[str, float]:
+    """What a template knew of its scores before it searched."""
+    found = {}
+    for template in getattr(method, "templates", []):
+        if template.name == drawn:
+            found["left_out"] = float(np.median(template.left_out)) if len(template.left_out) else float("nan")
+            for q in (0.5, 0.9, 0.99, 0.999):
+                found[f"background_{q}"] = float(np.quantile(template.background, q))
+    return found
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.annotation import LabelReader
-from siamese_sat.data.radiometry import Radiometry, band_names, estimate
+from siamese_sat.data.radiometry import Radiometry, band_names, estimate, for_imagenet_weights
 from siamese_sat.data.scene import Scene, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
@@ -126,7 +126,7 @@ def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -
     embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
     return TrainedModel(
         embedder=embedder.eval().requires_grad_(False),
-        radiometry=estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4),
+        radiometry=for_imagenet_weights(estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4), scenes[0].dtype),
         chip=instantiate(cfg.chip),
         bands=tuple(bands),
         classes=(),

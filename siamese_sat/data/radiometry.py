@@ -86,6 +86,20 @@ class Radiometry:
         return f"scale {self.scale:g}; {bands}"
 
 
+def for_imagenet_weights(found: Radiometry, dtype: str) -> Radiometry:
+    """The radiometry that suits ImageNet weights which no training has adapted.
+
+    Red, green and blue of 8-bit scenes are taken as the photographs were that the weights come from, by their constants
+    (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225); measured against the scenes' own statistics this finds a little more.
+    Other bands and other types keep the scenes' statistics.
+    """
+    if np.dtype(dtype) != np.uint8:
+        return found
+    known = {"R": (0.485, 0.229), "G": (0.456, 0.224), "B": (0.406, 0.225)}
+    pairs = [known.get(name, (mean, std)) for name, mean, std in zip(found.names, found.mean, found.std, strict=True)]
+    return Radiometry(found.names, found.scale, tuple(m for m, _ in pairs), tuple(s for _, s in pairs))
+
+
 def band_names(count: int, names: Sequence[str] | None = None) -> tuple[str, ...]:
     """Band names in the model's order: as given, or B, G, R, NIR and so on by their number.
 

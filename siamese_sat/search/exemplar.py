@@ -34,6 +34,12 @@ class Exemplar:
     scene: Scene
     box: PixelBox
 
+    @property
+    def cut(self) -> bool:
+        """Whether the box ends at the border of the scene or its area of interest: part of the thing is missing."""
+        edge = self.scene.aoi
+        return any(abs(side - border) <= 1 for side, border in zip(self.box, edge, strict=True))
+
 
 @dataclass(frozen=True)
 class ExemplarSource:
@@ -96,6 +102,11 @@ class ExemplarSource:
             found = [e for e in found if e.class_name in set(self.classes)]
         if not found:
             raise InputError("The exemplar settings name no exemplar; check the label files and exemplars.classes.")
+        cut = sum(e.cut for e in found) if self.chips is None else 0
+        if cut:
+            log.warning(
+                "%d of %d exemplars are cut by their scene's border; whole ones search better.", cut, len(found)
+            )
         return sorted(found, key=lambda e: e.class_name)
 
     def _from_chips(self, bands: Sequence[int], alpha: AlphaRule, chip: ChipSpec) -> list[Exemplar]:
@@ -129,12 +140,12 @@ class ExemplarSource:
         for name, group in labels.groupby("class_name", sort=True):
             if name == BACKGROUND:
                 continue
-            drawn = group
-            if self.per_class is not None and len(group) > self.per_class:
-                drawn = group.iloc[np.sort(rng.choice(len(group), self.per_class, replace=False))]
-            corners = drawn[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist()
-            for path, (x0, y0, x1, y1) in zip(drawn.scene, corners, strict=True):
-                found.append(Exemplar(str(name), by_path[str(path)], (x0, y0, x1, y1)))
+            corners = group[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float).tolist()
+            mine = [
+                Exemplar(str(name), by_path[str(path)], (x0, y0, x1, y1))
+                for path, (x0, y0, x1, y1) in zip(group.scene, corners, strict=True)
+            ]
+            found.extend(draw_exemplars(mine, self.per_class, rng))
         return found
 
     def _from_boxes(self, bands: Sequence[int], alpha: AlphaRule) -> list[Exemplar]:
@@ -154,6 +165,15 @@ class ExemplarSource:
                 )
             found.append(Exemplar(str(row[5]), scene, (x0, y0, x1, y1)))
         return found
+
+
+def draw_exemplars(exemplars: Sequence[Exemplar], count: int | None, rng: np.random.Generator) -> list[Exemplar]:
+    """At most ``count`` of them at random, in their own order; whole ones before those that a border cuts."""
+    if count is None or len(exemplars) <= count:
+        return list(exemplars)
+    order = rng.permutation(len(exemplars))
+    chosen = sorted(order, key=lambda i: exemplars[i].cut)[:count]
+    return [exemplars[i] for i in sorted(chosen)]
 
 
 def by_class(exemplars: Sequence[Exemplar]) -> dict[str, list[Exemplar]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
-from siamese_sat.search.whiten import Whitening, fit_whitening
+from siamese_sat.search.whiten import fit_whitening
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Template:
         trust: ``[exemplars, views]`` how much the view says of width and height.
         steps: levels to search, scene pixels per 128 level pixels.
         left_out: ``[exemplars]`` score of each exemplar by the others; empty for a single one.
+        background: scores of local maxima at random places of the searched scenes, rising.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Template:
     trust: npt.NDArray[np.float64]
     steps: tuple[int, ...]
     left_out: npt.NDArray[np.float64]
+    background: npt.NDArray[np.float64]
 
 
 @dataclass
@@ -107,8 +109,10 @@ class TemplateSearch:
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         steps = self._ladder(groups)
-        self.whitening = self._background(scenes, sorted({s for found in steps.values() for s in found}))
-        self.templates = [self._template(name, group, steps[name]) for name, group in groups.items()]
+        samples = list(self._background(scenes, sorted({s for found in steps.values() for s in found})))
+        self.whitening = fit_whitening((f[:, good][:, :, None] for f, good in samples), self.dimensions, self.shrinkage)
+        whole = [self.whitening(f) for f, good in samples if bool(good.all()) and min(f.shape[1:]) > self.cells + 1]
+        self.templates = [self._template(name, group, steps[name], whole) for name, group in groups.items()]
 
     @property
     def classes(self) -> list[str]:
@@ -142,7 +146,7 @@ class TemplateSearch:
                 min_valid=self.engine.min_valid,
             ):
                 cells = self.whitening(tile.features)
-                energy = F.avg_pool2d(cells.square().sum(0)[None, None], self.cells, stride=1)[0, 0] * self.cells**2
+                energy = self._energy(cells)
                 for number, template in wanted:
                     yield self._peaks(scene, tile, cells, energy, step, number, template, thresholds[template.name])
 
@@ -223,46 +227,57 @@ class TemplateSearch:
             found[name] = tuple(sorted({max(1, round(s)) for s in wanted}))
         return found
 
-    def _background(self, scenes: Sequence[Scene], steps: Sequence[int]) -> Whitening:
-        """Whitening from random places of the scenes at random levels."""
+    def _background(self, scenes: Sequence[Scene], steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features ``[C, h, w]`` of random places of the scenes at random levels, and which cells are valid."""
         rng = np.random.default_rng(self.seed)
         stride = STRIDES[self.stage]
         around = math.ceil(self.engine.embedder.backbone.reach(self.stage) / stride)
         size = 24 * stride
-        areas = np.array([(s.aoi[2] - s.aoi[0]) * (s.aoi[3] - s.aoi[1]) for s in scenes], dtype=float)
+        areas = np.array([s.megapixels for s in scenes])
         drawn = np.sort(rng.choice(len(scenes), self.samples, p=areas / areas.sum()))
+        for number in np.unique(drawn):
+            scene = scenes[number]
+            radiometry = self.radiometry_of(scene)
+            x0, y0, x1, y1 = scene.aoi
+            with SceneReader(scene) as reader:
+                for _ in range(int((drawn == number).sum())):
+                    step = int(rng.choice(steps))
+                    spans = []
+                    for length in (x1 - x0, y1 - y0):
+                        level = math.ceil(length * UNIT / step)
+                        start = int(rng.integers(0, max(1, level - size))) // stride * stride
+                        stop = max(start + stride, min(start + size, level // stride * stride))
+                        spans.append(Span(0, 0, 0, start - around * stride, stop + around * stride))
+                    pixels, valid = read_level(reader, radiometry, step, spans[0], spans[1], self.engine.device)
+                    inner = features(self.engine, pixels, self.stage)[:, around:-around, around:-around]
+                    share = F.avg_pool2d(valid[None, None], stride)[0, 0, around:-around, around:-around]
+                    good = (share[: inner.shape[1], : inner.shape[2]] >= self.engine.min_valid).to(inner.device)
+                    if good.any():
+                        yield inner, good
 
-        def samples() -> Iterator[Tensor]:
-            for number in np.unique(drawn):
-                scene = scenes[number]
-                radiometry = self.radiometry_of(scene)
-                x0, y0, x1, y1 = scene.aoi
-                with SceneReader(scene) as reader:
-                    for _ in range(int((drawn == number).sum())):
-                        step = int(rng.choice(steps))
-                        spans = []
-                        for length in (x1 - x0, y1 - y0):
-                            level = math.ceil(length * UNIT / step)
-                            start = int(rng.integers(0, max(1, level - size))) // stride * stride
-                            stop = max(start + stride, min(start + size, level // stride * stride))
-                            spans.append(Span(0, 0, 0, start - around * stride, stop + around * stride))
-                        pixels, valid = read_level(reader, radiometry, step, spans[0], spans[1], self.engine.device)
-                        inner = features(self.engine, pixels, self.stage)[:, around:-around, around:-around]
-                        share = F.avg_pool2d(valid[None, None], stride)[0, 0, around:-around, around:-around]
-                        good = share[: inner.shape[1], : inner.shape[2]] >= self.engine.min_valid
-                        if good.any():
-                            yield inner[:, good.to(inner.device)][:, :, None]
-
-        return fit_whitening(samples(), self.dimensions, self.shrinkage)
-
-    def _template(self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...]) -> Template:
+    def _template(
+        self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[Tensor]
+    ) -> Template:
         patches = torch.stack([self._patches(e) for e in exemplars])
         unit = F.normalize(patches.flatten(2), dim=2).reshape(patches.shape)
         sides, trust = zip(*(self._view_sides(e) for e in exemplars), strict=True)
         cosine = torch.einsum("ad,bvd->abv", unit[:, 0].flatten(1), unit.flatten(2)).amax(2).cpu().numpy()
         count = len(exemplars)
         left_out = (cosine.sum(1) - cosine.diagonal()) / (count - 1) if count > 1 else np.empty(0)
-        return Template(name, unit, np.stack(sides), np.stack(trust), steps, left_out.astype(np.float64))
+        bare = Template(name, unit, np.stack(sides), np.stack(trust), steps, left_out.astype(np.float64), np.empty(0))
+        peaks = [self._background_peaks(cells, bare) for cells in background]
+        return replace(bare, background=np.sort(np.concatenate(peaks)) if peaks else np.empty(0))
+
+    def _background_peaks(self, cells: Tensor, template: Template) -> npt.NDArray[np.float64]:
+        """Scores of local maxima in one sample of the background."""
+        score = self._match(cells, self._energy(cells), template)[0].mean(0)
+        inner = score[1:-1, 1:-1]
+        peak = inner >= F.max_pool2d(score[None, None], 3, stride=1)[0, 0]
+        return inner[peak].double().cpu().numpy()
+
+    def _energy(self, cells: Tensor) -> Tensor:
+        """Squared length of the patch round every place."""
+        return F.avg_pool2d(cells.square().sum(0)[None, None], self.cells, stride=1)[0, 0] * self.cells**2
 
     def _view_sides(self, exemplar: Exemplar) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Extent of the thing in each view, level pixels, and how much to trust it."""
