@@ -28,6 +28,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.score import ScoreCurve, fit_curve
 from siamese_sat.search.whiten import fit_whitening
 
 
@@ -42,7 +43,8 @@ class Template:
         trust: ``[exemplars, views]`` how much the view says of width and height.
         steps: levels to search, scene pixels per 128 level pixels.
         left_out: ``[exemplars]`` score of each exemplar by the others; empty for a single one.
-        background: scores of local maxima at random places of the searched scenes, rising.
+        background: scores of local maxima at random places of the searched scenes.
+        curve: raw score to probability.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Template:
     steps: tuple[int, ...]
     left_out: npt.NDArray[np.float64]
     background: npt.NDArray[np.float64]
+    curve: ScoreCurve
 
 
 @dataclass
@@ -166,7 +169,7 @@ class TemplateSearch:
         score = by_exemplar.mean(0)
         around = F.max_pool2d(score[None, None], 3, stride=1)[0, 0]
         inner = score[1:-1, 1:-1]
-        peak = (inner >= around) & (inner >= max(self.least, self._raw(threshold, template)))
+        peak = (inner >= around) & (inner >= max(self.least, template.curve.raw(threshold)))
         peak &= torch.from_numpy(tile.valid).to(peak.device)
         y, x = torch.nonzero(peak, as_tuple=True)
         if len(y) > self.most:
@@ -184,7 +187,7 @@ class TemplateSearch:
         centre = centre * step / UNIT + np.asarray(scene.aoi[:2], dtype=float)
         boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
         raw = values.mean(axis=0)
-        return Candidates(boxes, boxes, np.full(len(boxes), number), self._calibrated(raw, template))
+        return Candidates(boxes, boxes, np.full(len(boxes), number), template.curve(raw))
 
     def _match(self, cells: Tensor, energy: Tensor, template: Template) -> tuple[Tensor, Tensor]:
         """Cosine of every place with each exemplar's best view ``[exemplars, h, w]``, and which view that is."""
@@ -204,12 +207,6 @@ class TemplateSearch:
         weight = np.exp(10 * (scores - scores.max(axis=0, initial=-1.0))) * template.trust[exemplar, views]
         mean: npt.NDArray[np.float64] = np.exp((logs * weight[..., None]).sum(0) / weight.sum(0)[:, None])
         return mean
-
-    def _calibrated(self, raw: npt.NDArray[np.float64], template: Template) -> npt.NDArray[np.float64]:
-        return np.clip(raw, 0, 1)
-
-    def _raw(self, threshold: float, template: Template) -> float:
-        return threshold
 
     def _ladder(self, groups: Mapping[str, Sequence[Exemplar]]) -> dict[str, tuple[int, ...]]:
         """Levels per class, on one ladder for all of them so that classes share feature maps."""
@@ -263,10 +260,12 @@ class TemplateSearch:
         sides, trust = zip(*(self._view_sides(e) for e in exemplars), strict=True)
         cosine = torch.einsum("ad,bvd->abv", unit[:, 0].flatten(1), unit.flatten(2)).amax(2).cpu().numpy()
         count = len(exemplars)
-        left_out = (cosine.sum(1) - cosine.diagonal()) / (count - 1) if count > 1 else np.empty(0)
-        bare = Template(name, unit, np.stack(sides), np.stack(trust), steps, left_out.astype(np.float64), np.empty(0))
-        peaks = [self._background_peaks(cells, bare) for cells in background]
-        return replace(bare, background=np.sort(np.concatenate(peaks)) if peaks else np.empty(0))
+        alone = cosine.sum(1) - cosine.diagonal()
+        left_out = alone.astype(np.float64) / (count - 1) if count > 1 else np.empty(0)
+        found = Template(name, unit, np.stack(sides), np.stack(trust), steps, left_out, np.empty(0), ScoreCurve())
+        peaks = [self._background_peaks(cells, found) for cells in background]
+        around = np.concatenate(peaks) if peaks else np.empty(0)
+        return replace(found, background=around, curve=fit_curve(left_out, around))
 
     def _background_peaks(self, cells: Tensor, template: Template) -> npt.NDArray[np.float64]:
         """Scores of local maxima in one sample of the background."""
