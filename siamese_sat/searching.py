@@ -102,6 +102,9 @@ def search(cfg: DictConfig) -> SearchResult:
     for path, reason in failed.items():
         log.error("Not searched: %s (%s)", path, reason)
     log.info("%d detections in %d scene(s): %s", len(detections), len(searched), files[0])
+    pages = [f for f in files if f.suffix in (".html", ".gpkg")]
+    if pages:
+        log.info("Worth opening: %s", ", ".join(map(str, pages)))
     return SearchResult(detections, failed, evaluation, folder, files)
 
 
@@ -146,11 +149,9 @@ def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], 
     failed: dict[str, str] = {}
     for name, path in scene_keys(list_scenes(_plain(cfg.scenes))).items():
         try:
-            scene = open_scene(path, bands, cfg.alpha)
+            opened[name] = open_scene(path, bands, cfg.alpha).within(list(cfg.aoi) if cfg.aoi is not None else None)
         except InputError as error:
             failed[path] = str(error)
-            continue
-        opened[name] = scene.within(list(cfg.aoi) if cfg.aoi is not None else None)
     if not opened:
         raise InputError(next(iter(failed.values())))
     return opened, failed

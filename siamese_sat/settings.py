@@ -39,7 +39,7 @@ REAL = {  # setting: least and greatest value
 CHOICES = {
     "data.alpha": ("auto", "mask", "data"),
     "data.split": ("chip", "scene"),
-    "callbacks.early_stopping.monitor": LOGGED,
+    "monitor.metric": LOGGED,
     "callbacks.checkpoint.monitor": LOGGED,
     "optimized_metric": ("best", *LOGGED),
 }

@@ -120,7 +120,7 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
         metrics["best"] = float(keeper.best_model_score)
     if trainer.is_global_zero:
         _complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
-        _draw(folder, data)
+        _draw(folder, data, OmegaConf.select(cfg, "callbacks.finetune.warmup_epochs"))
         log.info("Best checkpoint: %s", best)
         log.info("Curves, chips and similarities: %s", folder)
     return TrainingResult(best, folder, metrics)
@@ -169,9 +169,9 @@ def embed_chips(embedder: Embedder, chips: Chips, radiometry: Radiometry, device
     return torch.cat(parts)
 
 
-def _draw(folder: Path, data: ChipDataModule) -> None:
+def _draw(folder: Path, data: ChipDataModule, warmup_epochs: int | None) -> None:
     for logged in folder.rglob("metrics.csv"):
-        plot.curves(logged, folder / "curves.png")
+        plot.curves(logged, folder / "curves.png", phase2=warmup_epochs or None)
     shown: list[int] = []
     for c in range(len(data.classes)):
         shown.extend(np.flatnonzero(data.train_chips.labels.numpy() == c)[:20].tolist())

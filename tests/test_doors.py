@@ -76,7 +76,7 @@ TRAIN = {  # a wrong setting: what the sentence must name
     "optimizer.lr=-1": "optimizer.lr=-1",
     "seed=abc": "seed='abc'",
     "callbacks.finetune.stages=[conv5]": "conv5",
-    "callbacks.early_stopping.monitor=val/nonsense": "val/nonsense",
+    "monitor.metric=val/nonsense": "val/nonsense",
     "optimized_metric=nonsense": "optimized_metric='nonsense'",
     "trainer.precision=banana": "banana",
     "trainer.accelerator=banana": "banana",

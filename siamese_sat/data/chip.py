@@ -159,10 +159,8 @@ def cut_chips(
     file = cache / f"chips_{key}.npy" if cache else None
     # Top to bottom within a scene: a JPEG or PNG is decoded again from its first row for a row further up.
     ordered = labels.sort_values(["scene", "y_min"], kind="stable").reset_index(drop=True)
-    if file is not None and file.is_file():
-        pixels = torch.from_numpy(np.load(file, allow_pickle=False))
-        log.info("%d chips taken from %s.", len(pixels), file)
-    else:
+    pixels = _kept(file)
+    if pixels is None:
         pixels = _cut_all({s.path: s for s in scenes}, ordered, spec, radiometry)
         if file is not None:
             _save(file, pixels.numpy())
@@ -267,6 +265,18 @@ def _fingerprint(
     digest.update(pd.util.hash_pandas_object(labels, index=False).to_numpy().tobytes())
     digest.update(json.dumps([list(classes), asdict(spec), radiometry.to_dict()]).encode())
     return digest.hexdigest()[:24]
+
+
+def _kept(file: Path | None) -> Tensor | None:
+    if file is None or not file.is_file():
+        return None
+    try:
+        pixels = torch.from_numpy(np.load(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s is damaged (%s): cutting the chips again.", file, error)
+        return None
+    log.info("%d chips taken from %s.", len(pixels), file)
+    return pixels
 
 
 def _save(file: Path, pixels: npt.NDArray[np.float32]) -> None:

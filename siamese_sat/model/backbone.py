@@ -116,7 +116,7 @@ def _to_v1(net: nn.Module) -> None:
 
 
 def _stage_key(key: str) -> str:
-    for prefix in ("state_dict.", "module.", "model.", "backbone.", "encoder."):
+    for prefix in ("state_dict.", "module.", "model.", "embedder.", "backbone.", "encoder."):
         key = key.removeprefix(prefix)
     for old, new in (("conv1.", "stem.0."), ("bn1.", "stem.1.")):
         if key.startswith(old):

@@ -160,7 +160,7 @@ class WindowSearch:
         passes = []
         for group in groups:
             sides = np.exp(np.log([wanted[c] for c in group]).mean(axis=0))
-            window = (max(4, round(float(sides[0]))), max(4, round(float(sides[1]))))
+            window = (_rounded(float(sides[0])), _rounded(float(sides[1])))
             passes.append(Pass(window, scale, tuple(sorted(group))))
         return passes
 
@@ -180,3 +180,8 @@ class WindowSearch:
 def _extent(scene: Scene) -> tuple[int, int]:
     x0, y0, x1, y1 = scene.aoi
     return x1 - x0, y1 - y0
+
+
+def _rounded(side: float) -> int:
+    """A window's side in whole pixels; large ones in eights, so that tiles can begin in many places."""
+    return max(4, round(side)) if side < 128 else 8 * round(side / 8)

@@ -152,7 +152,7 @@ def test_last_is_the_last_epoch_even_if_it_was_no_better(
 ) -> None:
     # mode=max of a falling loss, or the reverse: one of the two has its best epoch before the last.
     folder, _, _ = whole
-    run(config(labelled, tmp_path, *QUIET, "callbacks.early_stopping.mode=max"), monkeypatch)
+    run(config(labelled, tmp_path, *QUIET, "monitor.mode=max"), monkeypatch)
     assert load(folder)["epoch"] == load(tmp_path)["epoch"] == 3
     assert min(load(folder, "best")["epoch"], load(tmp_path, "best")["epoch"]) < 3
 
