@@ -25,7 +25,7 @@ from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.engine import Engine
 
 UNIT = 128
-# Level pixels that the resampling filter may reach beyond what it makes.
+# Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
 FILTER = 8
 
 
@@ -141,9 +141,10 @@ def read_level(
 ) -> tuple[Tensor, Tensor]:
     """One tile's pixels ``[C, h, w]``, normalised, and their valid fraction ``[h, w]``, on the level's own grid."""
     starts, counts, cuts = [], [], []
+    beyond = max(FILTER, math.ceil(UNIT / step / 2))
     for span in (column, row):
-        first = math.floor((span.start - FILTER) / UNIT)
-        last = math.ceil((span.stop + FILTER) / UNIT)
+        first = math.floor((span.start - beyond) / UNIT)
+        last = math.ceil((span.stop + beyond) / UNIT)
         starts.append(first * step)
         counts.append(last - first)
         cuts.append((span.start - first * UNIT, span.stop - first * UNIT))
