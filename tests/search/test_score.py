@@ -60,9 +60,7 @@ def test_nothing_known() -> None:
 
 @pytest.mark.parametrize("left_out", [NONE, np.array([-0.2, -0.1]), np.array([0.0, 0.0])])
 @pytest.mark.parametrize("background", [NONE, np.array([-0.3, -0.1]), np.zeros(5)])
-def test_scores_below_zero_leave_a_threshold_above_it(
-    left_out: np.ndarray, background: np.ndarray
-) -> None:
+def test_scores_below_zero_leave_a_threshold_above_it(left_out: np.ndarray, background: np.ndarray) -> None:
     curve = fit_curve(left_out, background)
     assert curve.threshold > 0
     assert np.isfinite(curve(np.array([0.0, 0.5, 1.0]))).all()

@@ -77,7 +77,9 @@ def test_a_cells_length_says_nothing(samples: list[Tensor]) -> None:
     whitening = fit_whitening(samples)
     torch.testing.assert_close(whitening(samples[0] * 7), whitening(samples[0]), rtol=0, atol=1e-4)
     louder = fit_whitening([s * 9 for s in samples])
-    torch.testing.assert_close(louder(samples[0]).square().sum(0), whitening(samples[0]).square().sum(0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        louder(samples[0]).square().sum(0), whitening(samples[0]).square().sum(0), rtol=1e-3, atol=0
+    )
 
 
 def test_samples_are_added_up_not_averaged_one_by_one(samples: list[Tensor]) -> None:
