@@ -36,9 +36,9 @@ class Exemplar:
 
     @property
     def cut(self) -> bool:
-        """Whether the box ends at the border of the scene or its area of interest: part of the thing is missing."""
-        edge = self.scene.aoi
-        return any(abs(side - border) <= 1 for side, border in zip(self.box, edge, strict=True))
+        """Whether the box reaches the border of the scene or its area of interest: part of the thing is missing."""
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.scene.aoi
+        return min(x0 - left, y0 - top, right - x1, bottom - y1) <= 1
 
 
 @dataclass(frozen=True)
