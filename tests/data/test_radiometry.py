@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from siamese_sat.data import radiometry
-from siamese_sat.data.radiometry import Radiometry, band_names, detect_scale, estimate
+from siamese_sat.data.radiometry import Radiometry, band_names, detect_scale, estimate, for_imagenet_weights
 from siamese_sat.data.scene import open_scene
 from siamese_sat.errors import InputError
 from tests.conftest import make_scene, write_scene
@@ -146,3 +146,20 @@ def test_distance_names_and_plain_numbers() -> None:
     assert band_names(2, ["VV", "VH"]) == ("VV", "VH")
     with pytest.raises(InputError, match=r"data\.band_names"):
         band_names(3, ["VV", "VH"])
+
+
+@pytest.mark.parametrize("names", ["B G R NIR", "R G B", "NIR R G B X5", "PAN", "X1 X2"])
+def test_imagenets_constants_by_the_name_of_the_band(names: str) -> None:
+    bands = tuple(names.split())
+    found = Radiometry(bands, 255.0, tuple(0.1 + i / 50 for i in range(len(bands))), (0.03,) * len(bands))
+    got = for_imagenet_weights(found, "uint8")
+    assert (got.names, got.scale) == (bands, 255.0)
+    constants = {"R": (0.485, 0.229), "G": (0.456, 0.224), "B": (0.406, 0.225)}
+    for i, name in enumerate(bands):
+        assert (got.mean[i], got.std[i]) == constants.get(name, (found.mean[i], found.std[i]))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", "int8"])
+def test_other_types_than_8_bit_keep_their_own_statistics(dtype: str) -> None:
+    found = Radiometry(("B", "G", "R"), 255.0, (0.1, 0.2, 0.3), (0.1, 0.1, 0.1))
+    assert for_imagenet_weights(found, dtype) == found

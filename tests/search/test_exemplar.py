@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 import shapely
 
 from siamese_sat.data.chip import ChipSpec
+from siamese_sat.data.scene import open_scene
 from siamese_sat.errors import InputError
-from siamese_sat.search.exemplar import Exemplar, ExemplarSource, by_class
+from siamese_sat.search.exemplar import Exemplar, ExemplarSource, by_class, draw_exemplars
 from tests.conftest import NORTH_UP, UTM33, ramp, write_scene
 
 BANDS = [1, 2, 3, 4]
@@ -162,6 +164,68 @@ def test_the_draw_is_seeded_and_the_same_whatever_else_is_asked(scene: str, tmp_
 def test_five_of_each_by_default(scene: str, tmp_path: Path) -> None:
     challenge(tmp_path / "town.json", [("boat", (i, 0, i + 5, 5)) for i in range(30)])
     assert len(load(scenes=scene)) == 5
+
+
+@pytest.mark.parametrize(
+    ("box", "aoi", "expected"),
+    [
+        ((20, 20, 40, 40), None, False),
+        ((2, 2, 98, 78), None, False),
+        ((0, 20, 20, 40), None, True),
+        ((20, 0.6, 40, 20), None, True),
+        ((80, 20, 99, 40), None, True),
+        ((20, 60, 40, 80), None, True),
+        ((-9, 20, 20, 40), None, True),  # labelled beyond the border
+        ((20, 60, 40, 95.5), None, True),
+        ((20, 20, 40, 40), (20, 0, 100, 80), True),
+        ((20, 20, 40, 40), (10, 10, 50, 50), False),
+        ((80, 79, 100, 80), (0, 0, 100, 80), True),
+    ],
+)
+def test_what_a_border_cuts(scene: str, box: Box, aoi: Box | None, expected: bool) -> None:
+    assert Exemplar("boat", open_scene(scene, BANDS).within(aoi), box).cut is expected
+
+
+@pytest.mark.parametrize(("cut", "said"), [(0, None), (1, "1 of 3"), (3, "3 of 3")])
+def test_exemplars_that_a_border_cuts_are_told(
+    scene: str, cut: int, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [[scene, 0 if i < cut else 30, 20, 50, 40, "boat"] for i in range(3)]
+    with caplog.at_level(logging.WARNING):
+        load(boxes=rows)
+    assert [said in r.getMessage() for r in caplog.records if said] == [True] * bool(said)
+    assert len(caplog.records) == bool(said)
+
+
+def test_whole_ones_are_drawn_first(scene: str) -> None:
+    town = open_scene(scene, BANDS)
+    # Every other one is cut: 0, 2, 4, ...
+    many = [Exemplar("boat", town, (5 + i, i % 2 * 9, 15 + i, 30)) for i in range(20)]
+    for seed in range(5):
+        drawn = draw_exemplars(many, 10, np.random.default_rng(seed))
+        assert drawn == many[1::2], "all that are whole, in their own order"
+        few = draw_exemplars(many, 4, np.random.default_rng(seed))
+        assert not any(e.cut for e in few)
+        assert few == [e for e in many if e in few]
+        more = draw_exemplars(many, 13, np.random.default_rng(seed))
+        assert sum(e.cut for e in more) == 3
+        assert more == [e for e in many if e in more]
+        assert few == draw_exemplars(many, 4, np.random.default_rng(seed))
+    assert len({tuple(e.box for e in draw_exemplars(many, 4, np.random.default_rng(s))) for s in range(9)}) > 5
+    for count in (None, 20, 99):
+        assert draw_exemplars(many, count, np.random.default_rng(0)) == many
+
+
+def test_labelled_scenes_give_whole_exemplars_first(
+    scene: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut: list[tuple[str, Box]] = [("boat", (i, 0, i + 5, 5)) for i in range(40)]
+    whole: list[tuple[str, Box]] = [("boat", (i, 50, i + 5, 55)) for i in (10, 20, 30)]
+    challenge(tmp_path / "town.json", [*cut, *whole])
+    assert [e.box for e in load(scenes=scene, per_class=3)] == [b for _, b in whole]
+    assert not caplog.records
+    assert sum(e.cut for e in load(scenes=scene)) == 2
+    assert "2 of 5" in caplog.text
 
 
 def test_nothing_given_is_known() -> None:
