@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siamese_sat.data.chip import resize
-from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
@@ -28,6 +26,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
 from siamese_sat.search.score import ScoreCurve, fit_curve
 from siamese_sat.search.whiten import fit_whitening
 
@@ -71,6 +70,7 @@ class TemplateSearch:
         max_levels: at most.
         dimensions: of a whitened cell.
         shrinkage: of the whitening.
+        oblique_trust: weight of views between quarter turns in the vote on the box.
         box_scale: reported boxes are the exemplars' extent times this.
         samples: places from which the background's statistics are taken.
         least: raw scores below are no candidates.
@@ -88,6 +88,7 @@ class TemplateSearch:
     max_levels: int = 4
     dimensions: int = 128
     shrinkage: float = 0.1
+    oblique_trust: float = 0.1
     box_scale: float = 1.1
     samples: int = 48
     least: float = 0.02
@@ -210,7 +211,7 @@ class TemplateSearch:
 
     def _ladder(self, groups: Mapping[str, Sequence[Exemplar]]) -> dict[str, tuple[int, ...]]:
         """Levels per class, on one ladder for all of them so that classes share feature maps."""
-        sizes = {n: np.array([max(_sides(e)) for e in group]) for n, group in groups.items()}
+        sizes = {n: np.array([max(sides_of(e)) for e in group]) for n, group in groups.items()}
         anchor = float(np.median(next(iter(sizes.values()))))
         found = {}
         for name, longer in sizes.items():
@@ -256,8 +257,17 @@ class TemplateSearch:
         self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[Tensor]
     ) -> Template:
         patches = torch.stack([self._patches(e) for e in exemplars])
+        lean = [
+            lean_of(patches[i, 0], sides_of(e), STRIDES[self.stage], self.object_size) for i, e in enumerate(exemplars)
+        ]
         unit = F.normalize(patches.flatten(2), dim=2).reshape(patches.shape)
-        sides, trust = zip(*(self._view_sides(e) for e in exemplars), strict=True)
+        sides, trust = zip(
+            *(
+                view_sides(sides_of(e), rho, self.views, self.object_size, self.oblique_trust)
+                for e, rho in zip(exemplars, lean, strict=True)
+            ),
+            strict=True,
+        )
         cosine = torch.einsum("ad,bvd->abv", unit[:, 0].flatten(1), unit.flatten(2)).amax(2).cpu().numpy()
         count = len(exemplars)
         alone = cosine.sum(1) - cosine.diagonal()
@@ -278,25 +288,13 @@ class TemplateSearch:
         """Squared length of the patch round every place."""
         return F.avg_pool2d(cells.square().sum(0)[None, None], self.cells, stride=1)[0, 0] * self.cells**2
 
-    def _view_sides(self, exemplar: Exemplar) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Extent of the thing in each view, level pixels, and how much to trust it."""
-        width, height = np.asarray(_sides(exemplar)) * self.object_size / max(_sides(exemplar))
-        angle = np.arange(self.views) * 2 * np.pi / self.views
-        c, s = np.abs(np.cos(angle)), np.abs(np.sin(angle))
-        slim = max(width, height) / min(width, height) > 1.8
-        # Between quarter turns a box is known only if the thing fills it as a rectangle would; of a slim one the long
-        # axis is what counts, whichever way it lies.
-        oblique = np.minimum(c, s) > 1e-6
-        sides = np.stack([width * c + height * s, width * s + height * c], axis=1)
-        return sides, np.where(oblique & (not slim), 0.1, 1.0)
-
     def _patches(self, exemplar: Exemplar) -> Tensor:
         """Whitened cells ``[views, D, cells, cells]`` of an exemplar at the common size, in every view."""
         stride = STRIDES[self.stage]
         half = self.cells // 2 * stride + math.ceil(self.engine.embedder.backbone.reach(self.stage) / stride) * stride
         radiometry = self.radiometry_of(exemplar.scene)
-        scale = self.object_size / max(_sides(exemplar))
-        image, valid = _upright(exemplar, radiometry, scale, half, self.engine.device)
+        scale = self.object_size / max(sides_of(exemplar))
+        image, valid = upright(exemplar, radiometry, scale, half, self.engine.device)
         if not valid.any():
             raise InputError(
                 f"{exemplar.scene.path}: the {exemplar.class_name} exemplar at {exemplar.box} holds no valid pixel."
@@ -305,57 +303,12 @@ class TemplateSearch:
         inner = slice(middle - self.cells // 2, middle + self.cells // 2 + 1)
         found = []
         for view in range(self.views):
-            turned = _rotate(image, 2 * math.pi * view / self.views, half)
+            turned = rotate(image, 2 * math.pi * view / self.views, half)
             cells = self.whitening(features(self.engine, turned[:-1], self.stage)[:, inner, inner])
             # Cells beyond the exemplar's own image say nothing.
             share = turned[-1][half % stride :: stride, half % stride :: stride][inner, inner]
             found.append(cells * (share > 0.5))
         return torch.stack(found)
-
-
-def _sides(exemplar: Exemplar) -> tuple[float, float]:
-    x0, y0, x1, y1 = exemplar.box
-    return x1 - x0, y1 - y0
-
-
-def _upright(
-    exemplar: Exemplar, radiometry: Radiometry, scale: float, half: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The exemplar's surroundings resized by ``scale``: ``[C + 1, n, n]`` normalised, the last channel its validity.
-
-    Centred on the middle of the image, and wide enough to be turned by any angle.
-    """
-    x0, y0, x1, y1 = exemplar.box
-    cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
-    wide = math.ceil(half * math.sqrt(2)) + 2
-    radius = math.ceil((wide + 2) / scale) + 1
-    left, top = math.floor(cx) - radius, math.floor(cy) - radius
-    with SceneReader(exemplar.scene) as reader:
-        raw, valid = reader.read(left, top, 2 * radius, 2 * radius)
-    stored = torch.from_numpy(radiometry.fill(raw, valid)).to(device)
-    mask = torch.from_numpy(valid.astype(np.float32)).to(device)
-    both = torch.cat([radiometry.normalise(stored), mask[None]])[None]
-    size = max(1, round(2 * radius * scale))
-    level = resize(both, size, size)
-    # Sampled about the exact centre: box centres and resized sizes are not whole.
-    ratio = size / (2 * radius)
-    grid = torch.arange(-wide, wide + 1, device=device, dtype=torch.float32) * (ratio / scale)
-    x = ((cx - left) * ratio + grid) / size * 2 - 1
-    y = ((cy - top) * ratio + grid) / size * 2 - 1
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)[None]
-    image = F.grid_sample(level, places, mode="bilinear", padding_mode="border", align_corners=False)[0]
-    return image, mask
-
-
-def _rotate(image: Tensor, angle: float, half: int) -> Tensor:
-    """The middle ``2 * half + 1`` pixels of ``[C, n, n]`` turned by ``angle`` (radians) about the middle pixel."""
-    n = image.shape[-1]
-    offset = torch.arange(-half, half + 1, device=image.device, dtype=torch.float32)
-    dy, dx = torch.meshgrid(offset, offset, indexing="ij")
-    c, s = math.cos(angle), math.sin(angle)
-    x, y = (c * dx - s * dy) / (n / 2), (s * dx + c * dy) / (n / 2)
-    places = torch.stack([x, y], dim=-1)[None]
-    return F.grid_sample(image[None], places, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def _vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
