@@ -119,7 +119,10 @@ def feature_tiles(
         for row in spans(lengths[1], stride, reach, margin, tile):
             for column in columns:
                 pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
-                cells = _valid_cells(valid, row, column, stride) >= min_valid
+                y, x = row.first - row.start // stride, column.first - column.start // stride
+                share = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
+                # Cells on the scene's border are half inside it, whichever way rounding falls.
+                cells = share.numpy() >= min_valid - 1e-3
                 if not cells.any():
                     continue
                 found = features(engine, pixels, stage)
@@ -161,11 +164,8 @@ def read_level(
     return level[:, top:bottom, left:right], share
 
 
-def _valid_cells(valid: Tensor, row: Span, column: Span, stride: int) -> npt.NDArray[np.float32]:
-    """Valid fraction of each cell that the tile answers for, over the stride x stride pixels round its centre."""
+def valid_share(valid: Tensor, stride: int) -> Tensor:
+    """Valid fraction ``[h / stride, w / stride]`` of each cell, over the pixels round its centre."""
     # A cell is centred on the first of its pixels: shift by half a stride before averaging.
     padded = F.pad(valid[None, None], (stride // 2, 0, stride // 2, 0), mode="replicate")
-    share = F.avg_pool2d(padded, stride)[0, 0]
-    y, x = row.first - row.start // stride, column.first - column.start // stride
-    part: npt.NDArray[np.float32] = share[y : y + row.last - row.first, x : x + column.last - column.first].numpy()
-    return part
+    return F.avg_pool2d(padded, stride)[0, 0]

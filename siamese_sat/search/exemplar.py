@@ -102,7 +102,8 @@ class ExemplarSource:
             found = [e for e in found if e.class_name in set(self.classes)]
         if not found:
             raise InputError("The exemplar settings name no exemplar; check the label files and exemplars.classes.")
-        cut = sum(e.cut for e in found) if self.chips is None else 0
+        chips = Path(self.chips).expanduser() if self.chips is not None else None
+        cut = sum(e.cut for e in found if chips is None or chips not in Path(e.scene.path).parents)
         if cut:
             log.warning(
                 "%d of %d exemplars are cut by their scene's border; whole ones search better.", cut, len(found)

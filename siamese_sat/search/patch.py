@@ -94,8 +94,7 @@ def view_sides(
     angle = np.arange(views) * 2 * np.pi / views
     c, s = np.cos(angle), np.sin(angle)
     cross = 2 * lean * width * height * c * s
-    found = np.sqrt(
-        np.stack([(width * c) ** 2 + (height * s) ** 2 + cross, (width * s) ** 2 + (height * c) ** 2 - cross], axis=1)
-    )
+    squares = [(width * c) ** 2 + (height * s) ** 2 + cross, (width * s) ** 2 + (height * c) ** 2 - cross]
+    found = np.sqrt(np.stack(squares, axis=1).clip(min=0))  # a line leans by exactly 1, or by a rounding more
     oblique = np.minimum(np.abs(c), np.abs(s)) > 1e-6
     return np.maximum(found, object_size * SLIMMEST), np.where(oblique, oblique_trust, 1.0)

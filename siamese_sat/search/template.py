@@ -21,7 +21,7 @@ from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.model.checkpoint import TrainedModel
-from siamese_sat.search.dense import UNIT, FeatureTile, Span, feature_tiles, features, read_level
+from siamese_sat.search.dense import UNIT, FeatureTile, Span, feature_tiles, features, read_level, valid_share
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
@@ -248,7 +248,7 @@ class TemplateSearch:
                         spans.append(Span(0, 0, 0, start - around * stride, stop + around * stride))
                     pixels, valid = read_level(reader, radiometry, step, spans[0], spans[1], self.engine.device)
                     inner = features(self.engine, pixels, self.stage)[:, around:-around, around:-around]
-                    share = F.avg_pool2d(valid[None, None], stride)[0, 0, around:-around, around:-around]
+                    share = valid_share(valid, stride)[around:-around, around:-around]
                     good = (share[: inner.shape[1], : inner.shape[2]] >= self.engine.min_valid).to(inner.device)
                     if good.any():
                         yield inner, good

@@ -296,7 +296,7 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
     every, few = small.all(), small.all(0.3)
     assert 0 < len(few.scores) < len(every.scores)
     np.testing.assert_allclose(np.sort(few.scores), np.sort(every.scores[every.scores >= 0.3]))
-    both = Candidates.join(list(small.method.candidates(small.scene, {"boat": 1.0, "pool": 0.3})))
+    both = Candidates.join(list(small.method.candidates(small.scene, {"boat": 1.0, "pool": 0.0})))
     assert set(both.classes) == {1}
 
 
