@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.annotation import LabelReader
+from siamese_sat.data.datamodule import cut_to
 from siamese_sat.data.radiometry import Radiometry, band_names, estimate, for_imagenet_weights
-from siamese_sat.data.scene import Scene, guess_bands, open_scene
+from siamese_sat.data.scene import Scene, SceneReader, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.errors import InputError
@@ -31,6 +33,7 @@ from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.run import search_scenes
+from siamese_sat.settings import check_search
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ def search(cfg: DictConfig) -> SearchResult:
         InputError: a setting, the checkpoint or the exemplars cannot be used. A scene that cannot be read is reported
             in the result instead, and the others are searched.
     """
+    check_search(cfg)
     folder = Path(cfg.paths.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.radiometry not in ("model", "per_scene"):
@@ -74,9 +78,20 @@ def search(cfg: DictConfig) -> SearchResult:
     model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
     bands = _bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
+    if cfg.search.method._target_.endswith("TemplateSearch"):
+        # It looks at all scenes before it searches one: those that cannot be read leave first.
+        for name, reason in _unreadable(scenes).items():
+            failed[scenes.pop(name).path] = reason
+        if not scenes:
+            raise InputError(next(iter(failed.values())))
     if model is None:
         model = _untrained(cfg, bands, list(scenes.values()))
-    elif cfg.radiometry == "model":
+    elif not model.prototypes:
+        log.warning(
+            "%s is of a run that did not end: it has no calibration, so window scores are (cosine + 1) / 2. "
+            "best.ckpt of a finished run has all.", cfg.ckpt_path,
+        )  # fmt: skip
+    if cfg.ckpt_path is not None and cfg.radiometry == "model":
         _warn_of_strange_scenes(scenes, model.radiometry)
     device = pick_device(cfg.search.device)
     dtype = pick_precision(cfg.search.precision, device)
@@ -87,15 +102,20 @@ def search(cfg: DictConfig) -> SearchResult:
     method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     method.prepare(model, engine, exemplars, _radiometry_rule(cfg.radiometry, model), list(scenes.values()))
     thresholds = _thresholds(cfg, model, method.classes)
-    found = search_scenes(scenes, method, thresholds, cfg.search.nms_iou)
-    detections, failed = found.detections, {**failed, **found.failed}
+    # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
+    # for a lower score never suppresses a higher one.
+    least = thresholds if cfg.truth is None else dict.fromkeys(thresholds, 0.0)
+    found = search_scenes(scenes, method, least, cfg.search.nms_iou)
+    ranked, failed = found.detections, {**failed, **found.failed}
+    wanted = np.array([thresholds[name] for name in ranked.class_name], dtype=float)
+    detections = ranked[ranked.score.to_numpy(float) >= wanted].reset_index(drop=True)
     searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
     console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
     truth = _read_truth(cfg, searched, method.classes)
     evaluation = None
     if truth is not None:
         sizes = {name: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for name, s in searched.items()}
-        evaluation = evaluate(detections, truth, sizes, thresholds)
+        evaluation = evaluate(ranked, truth, sizes, thresholds)
         console.print(frame_table(evaluation.table()[list(SHOWN)].rename(columns=SHOWN), "Evaluation"))
     results = Results(detections, searched, method.classes, truth, evaluation)
     files = write_results(results, folder, **OmegaConf.to_container(cfg.output, resolve=True))  # type: ignore[arg-type]
@@ -115,13 +135,37 @@ def _bands(cfg: DictConfig, model: TrainedModel | None) -> list[int]:
     elif model is not None:
         bands = list(model.bands)
     else:
-        bands = guess_bands(list_scenes(_plain(cfg.scenes))[0])
+        bands = _guessed(list_scenes(_plain(cfg.scenes)))
     if model is not None and len(bands) != len(model.bands):
         raise InputError(
             f"{cfg.ckpt_path} was trained on {len(model.bands)} band(s) ({', '.join(model.radiometry.names)}), but "
             f"bands={bands} names {len(bands)}; name as many, in that order."
         )
     return bands
+
+
+def _guessed(paths: Sequence[str]) -> list[int]:
+    """Bands as the first scene that opens suggests."""
+    for path in paths[:-1]:
+        try:
+            return guess_bands(path)
+        except InputError:
+            continue  # reported when the scenes are opened
+    return guess_bands(paths[-1])
+
+
+def _unreadable(scenes: Mapping[str, Scene]) -> dict[str, str]:
+    """Scenes whose pixels cannot be read at their first or last block, with the reason."""
+    found = {}
+    for name, scene in scenes.items():
+        x0, y0, x1, y1 = scene.aoi
+        try:
+            with SceneReader(scene) as reader:
+                reader.read(x0, y0, 1, 1)
+                reader.read(x1 - 1, y1 - 1, 1, 1)
+        except InputError as error:
+            found[name] = str(error)
+    return found
 
 
 def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -> TrainedModel:
@@ -137,6 +181,10 @@ def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -
     )
 
 
+def _plain_or_none(value: Any) -> Any:  # noqa: ANN401 - a window, or windows by file name
+    return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+
+
 def _plain(spec: Any) -> Any:  # noqa: ANN401 - a path, or a list of them
     if spec is None:
         raise InputError("No scenes are given; set scenes to a raster, a folder, a glob or a list of them.")
@@ -149,7 +197,7 @@ def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], 
     failed: dict[str, str] = {}
     for name, path in scene_keys(list_scenes(_plain(cfg.scenes))).items():
         try:
-            opened[name] = open_scene(path, bands, cfg.alpha).within(list(cfg.aoi) if cfg.aoi is not None else None)
+            opened[name] = cut_to(open_scene(path, bands, cfg.alpha), _plain_or_none(cfg.aoi))
         except InputError as error:
             failed[path] = str(error)
     if not opened:
@@ -185,7 +233,7 @@ def _warn_of_strange_scenes(scenes: Mapping[str, Scene], radiometry: Radiometry)
     far = []
     for name, scene in scenes.items():
         try:
-            found = estimate([scene], radiometry.names, max_blocks=2, quiet=True)
+            found = estimate([scene], radiometry.names, max_blocks=9, quiet=True)
         except InputError:
             continue  # a scene without valid pixels, or one that the search itself will report
         if radiometry.distance(found) > FAR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -43,6 +44,34 @@ CHOICES = {
     "callbacks.checkpoint.monitor": LOGGED,
     "optimized_metric": ("best", *LOGGED),
 }
+SEARCH_WHOLE = {
+    "search.batch_size": 1,
+    "exemplars.per_class": 1,
+    "exemplars.seed": 0,
+    "search.method.cells": 1,
+    "search.method.views": 1,
+    "search.method.min_levels": 0,
+    "search.method.max_levels": 0,
+    "search.method.dimensions": 1,
+    "search.method.samples": 1,
+    "output.overlays": 0,
+}
+SEARCH_REAL = {
+    "search.nms_iou": (0, 1),
+    "search.min_valid": (0, 1),
+    "search.method.object_size": (8, 1e4),
+    "search.method.scale_step": (1.01, 10),
+    "search.method.shrinkage": (0, 1),
+    "search.method.box_scale": (0.1, 10),
+    "search.method.tolerance": (0, 1),
+    "chip.padding": (0, 5),
+}
+SEARCH_CHOICES = {
+    "alpha": ("auto", "mask", "data"),
+    "radiometry": ("model", "per_scene"),
+    "search.method.stage": ("layer1", "layer2", "layer3"),
+    "output.csv": ("default", "challenge"),
+}
 
 
 def check_training(cfg: DictConfig) -> None:
@@ -54,21 +83,54 @@ def check_training(cfg: DictConfig) -> None:
     Raises:
         InputError: a value that cannot be.
     """
-    for name, least in WHOLE.items():
+    _check(cfg, WHOLE, REAL, CHOICES)
+    metric, mode = OmegaConf.select(cfg, "monitor.metric"), OmegaConf.select(cfg, "monitor.mode")
+    wanted = "min" if str(metric).endswith(("loss", "mean_cosine")) else "max"
+    if metric is not None and mode != wanted:
+        better = "lower" if wanted == "min" else "higher"
+        raise InputError(f"monitor.metric={metric} is better the {better} it is: set monitor.mode={wanted}.")
+    _check_bands("data.bands", OmegaConf.select(cfg, "data.bands"))
+
+
+def check_search(cfg: DictConfig) -> None:
+    """Looks at the settings of a search before anything is read.
+
+    Args:
+        cfg: as ``conf/search.yaml`` composes it; what is null or left out is not looked at.
+
+    Raises:
+        InputError: a value that cannot be.
+    """
+    _check(cfg, SEARCH_WHOLE, SEARCH_REAL, SEARCH_CHOICES)
+    if cfg.bands is not None:
+        _check_bands("bands", cfg.bands)
+    if cfg.search.threshold == "per_class" and not str(cfg.search.method._target_).endswith("WindowSearch"):
+        raise InputError("search.threshold=per_class holds for search/method=window, on whose scores it was found.")
+
+
+def _check(
+    cfg: DictConfig,
+    whole: Mapping[str, int],
+    real: Mapping[str, tuple[float, float]],
+    choices: Mapping[str, tuple[str, ...]],
+) -> None:
+    for name, least in whole.items():
         value = OmegaConf.select(cfg, name)
         if value is not None and (not _whole(value) or value < least):
             raise InputError(f"{name}={value!r} must be a whole number from {least} up.")
-    for name, (low, high) in REAL.items():
+    for name, (low, high) in real.items():
         value = OmegaConf.select(cfg, name)
         if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
             raise InputError(f"{name}={value!r} must be a number from {low:g} to {high:g}.")
-    for name, choices in CHOICES.items():
+    for name, known in choices.items():
         value = OmegaConf.select(cfg, name)
-        if value is not None and value not in choices:
-            raise InputError(f"{name}={value!r} is none of {', '.join(choices)}.")
-    bands = OmegaConf.select(cfg, "data.bands")
+        if value is not None and value not in known:
+            raise InputError(f"{name}={value!r} is none of {', '.join(known)}.")
+
+
+def _check_bands(name: str, bands: Any) -> None:  # noqa: ANN401 - a setting may be anything
     if not isinstance(bands, ListConfig) or not bands or not all(_whole(b) and b > 0 for b in bands):
-        raise InputError(f"data.bands={bands!s} must list band numbers from 1 up, such as [3,2,1].")
+        raise InputError(f"{name}={bands!s} must list band numbers from 1 up, such as [3,2,1].")
 
 
 def _whole(value: Any) -> bool:  # noqa: ANN401 - a setting may be anything

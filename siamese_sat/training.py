@@ -27,7 +27,7 @@ from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.device import training_precision
 from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import class_thresholds, fit_calibration, pair_similarity
-from siamese_sat.model.checkpoint import add_to_checkpoint, load_model
+from siamese_sat.model.checkpoint import add_to_checkpoint, load_model, read_checkpoint
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
 from siamese_sat.report import plot, sheet
@@ -75,11 +75,18 @@ def train(cfg: DictConfig) -> TrainingResult:
         raise InputError(f"{folder} cannot be made ({error.strerror}); set paths.output_dir.") from error
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise InputError(f"{cfg.ckpt_path}: no such checkpoint to resume from; check ckpt_path.")
+    resumed = read_checkpoint(cfg.ckpt_path)["siamese_sat"] if cfg.ckpt_path is not None else None
     data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
     data.setup()
     assert data.radiometry is not None
     (folder / "radiometry.json").write_text(json.dumps(data.radiometry.to_dict(), indent=2), encoding="utf-8")
     module = _module(cfg, data, data.radiometry)
+    for what in ("spec", "classes", "bands"):
+        if resumed is not None and resumed[what] != module.carried[what]:
+            raise InputError(
+                f"{cfg.ckpt_path} was trained with other {what} ({resumed[what]}) than this run "
+                f"({module.carried[what]}); resume with the same data and settings."
+            )
     callbacks = [instantiate(c) for c in cfg.callbacks.values() if c is not None]
     loggers = [instantiate(c) for c in cfg.logger.values() if c is not None]
     precision = training_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
@@ -156,7 +163,7 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
     )
     if len(pairs.same) and len(pairs.different):
         plot.similarity_histogram(
-            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png"
+            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3
         )
 
 

@@ -38,12 +38,14 @@ class LabelReader:
         class_field: the attribute that holds the class in vector files; None looks for the usual names.
         default_class: class of features that carry no class attribute; None makes their absence an error.
         dropped: how many labels were left out, by reason, since this reader was made.
+        reaching: of the last reading, the parts inside the area of interest of labels whose centre lies outside.
     """
 
     aliases: Mapping[str, str] = field(default_factory=dict)
     class_field: str | None = None
     default_class: str | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    reaching: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABEL_COLUMNS))
 
     def read(self, scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] | None) -> pd.DataFrame:
         """Boxes of all scenes in pixels.
@@ -60,7 +62,15 @@ class LabelReader:
         Raises:
             InputError: a file is missing, damaged, or of no known kind.
         """
-        rows: list[pd.DataFrame] = [self._read_file(path, targets) for path, targets in _assign(scenes, labels).items()]
+        assigned = _assign(scenes, labels)
+        rows: list[pd.DataFrame] = [self._read_file(path, targets) for path, targets in assigned.items()]
+        labelled = {scene.path for targets in assigned.values() for scene in targets}
+        bare = [scene.name for scene in scenes if scene.path not in labelled]
+        if bare and labelled:
+            log.warning(
+                "%d of %d scenes have no label file (%s): taken to hold nothing that is labelled.",
+                len(bare), len(scenes), ", ".join(bare[:3]) + (", ..." if len(bare) > 3 else ""),
+            )  # fmt: skip
         frame = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=LABEL_COLUMNS)
         frame = self._clean(frame, {s.path: s for s in scenes})
         self.dropped = +self.dropped
@@ -83,6 +93,8 @@ class LabelReader:
         # What remains is cut to the scene, as a label may reach over its border.
         boxes = np.concatenate([np.maximum(boxes[:, :2], aoi[:, :2]), np.minimum(boxes[:, 2:], aoi[:, 2:])], 1)
         frame[["x_min", "y_min", "x_max", "y_max"]] = boxes
+        reaches = outside & ((boxes[:, 2:] - boxes[:, :2]).min(axis=1) > 0)
+        self.reaching = frame[reaches].reset_index(drop=True)
         kept: pd.DataFrame = frame[~flat & ~outside].reset_index(drop=True)
         return kept
 
@@ -224,7 +236,7 @@ def _assign(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] |
             for suffix in SIDECARS:
                 path = Path(scene.path).with_suffix(suffix)
                 if path.is_file():
-                    assigned[path] = [scene]
+                    _take(assigned, path, scene)
                     break
         return assigned
     for one in [labels] if isinstance(labels, str | Path) else labels:
@@ -234,7 +246,7 @@ def _assign(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] |
                 stem = Path(scene.name).stem
                 for file in (path / f"{stem}{suffix}" for suffix in SIDECARS):
                     if file.is_file():
-                        assigned[file] = [scene]
+                        _take(assigned, file, scene)
                         break
         elif path.is_file():
             same = [s for s in scenes if Path(s.name).stem == path.stem]
@@ -242,6 +254,15 @@ def _assign(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] |
         else:
             raise InputError(f"{one}: no such label file or folder; check data.labels.")
     return assigned
+
+
+def _take(assigned: dict[Path, list[Scene]], file: Path, scene: Scene) -> None:
+    if file in assigned:
+        raise InputError(
+            f"{file} would belong to both {assigned[file][0].path} and {scene.path}; give scenes different names, or "
+            f"labels that name their scenes (COCO)."
+        )
+    assigned[file] = [scene]
 
 
 def _points(coordinates: Any) -> np.ndarray:  # noqa: ANN401 - GeoJSON nests to any depth

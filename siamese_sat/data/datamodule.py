@@ -58,8 +58,14 @@ def open_scenes(
         strange = sorted(set(aoi) - known)
         if strange:
             raise InputError(f"The area of interest names {strange[0]!r}, which is none of the scenes.")
-        return [s.within(aoi.get(s.name, aoi.get(Path(s.name).stem))) for s in opened]
-    return [s.within(aoi) for s in opened]
+    return [cut_to(s, aoi) for s in opened]
+
+
+def cut_to(scene: Scene, aoi: Aoi) -> Scene:
+    """The scene within its area of interest: one for all, or by file name with or without its ending."""
+    if isinstance(aoi, Mapping):
+        return scene.within(aoi.get(scene.name, aoi.get(Path(scene.name).stem)))
+    return scene.within(aoi)
 
 
 class ChipDataModule(L.LightningDataModule):
@@ -144,7 +150,9 @@ class ChipDataModule(L.LightningDataModule):
         scenes = open_scenes(self.scenes, self.bands, self.alpha, self.aoi, self.labels)
         labelled = self.reader.read(scenes, self.labels)
         labels = self._enough(labelled)
+        known = {s.path for s in scenes}
         further = open_scenes(self.unlabelled, self.bands, self.alpha) if self.unlabelled else []
+        further = [s for s in further if s.path not in known]
         radiometry = estimate([*scenes, *further], self.band_names, max_blocks=self.max_blocks)
         log.info("Radiometry of %d scene(s): %s.", len(scenes) + len(further), radiometry)
         names = sorted(set(labels.class_name) - {BACKGROUND})
@@ -153,7 +161,7 @@ class ChipDataModule(L.LightningDataModule):
             labels,
             round(self.background * len(labels)),
             spec=self.chip,
-            avoid=labelled,
+            avoid=pd.concat([labelled, self.reader.reaching]) if len(self.reader.reaching) else labelled,
             dilation=self.dilation,
             min_valid=self.min_valid,
             seed=self.seed,

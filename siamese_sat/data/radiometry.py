@@ -157,6 +157,9 @@ def estimate(
         InputError: no scene has a valid pixel.
     """
     bands = len(scenes[0].bands)
+    kinds = sorted({s.dtype for s in scenes})
+    if len(kinds) > 1:
+        log.warning("Scenes of several types (%s) share one scale: bring them to one unit first.", ", ".join(kinds))
     count, mean, spread = 0, np.zeros(bands), np.zeros(bands)
     sample: list[npt.NDArray[np.float64]] = []
     for scene in scenes if quiet else track(scenes, "Reading band statistics", unit="scenes"):

@@ -134,7 +134,8 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
                 rgb = [colours.get(c) for c in (ColorInterp.blue, ColorInterp.green, ColorInterp.red)]
                 raise InputError(
                     f"{path}: band {mask_band} is alpha (a mask), not image data; set "
-                    f"data.bands={rgb if all(rgb) else rest}, or data.alpha=data if it is image data."
+                    f"data.bands={rgb if all(rgb) else rest}, or data.alpha=data if it is image data "
+                    f"(bands and alpha in a search)."
                 )
             if any("complex" in source.dtypes[b - 1] for b in bands):
                 raise InputError(f"{path}: complex pixels cannot be used; convert the raster to amplitude first.")
@@ -163,13 +164,15 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
 def guess_bands(path: str | Path) -> list[int]:
     """Band numbers in the order B, G, R, NIR, where the user does not say them.
 
-    One band is itself; three are taken by their colours; of four or more the first four, in the file's order: colour
-    tags of such files are mostly what GDAL writes by itself.
+    One band is itself; three, and three with a mask, are taken by their colours; of four or more the first four, in the
+    file's order: colour tags of such files are mostly what GDAL writes by itself.
     """
     try:
         with rasterio.open(path) as source:
             colours = {c: i + 1 for i, c in enumerate(source.colorinterp)}
-            if source.count == 3 and ColorInterp.red in colours:
+            mask = colours.get(ColorInterp.alpha)
+            masked = source.count == 4 and mask is not None and _is_mask(source, mask, "auto")
+            if (source.count == 3 or masked) and ColorInterp.red in colours:
                 return [colours[c] for c in (ColorInterp.blue, ColorInterp.green, ColorInterp.red)]
             return list(range(1, min(source.count, 4) + 1))
     except RasterioError as error:
@@ -243,7 +246,10 @@ class SceneReader:
         except RasterioError as error:
             raise InputError(f"{scene.path} cannot be read at {window} ({_first_line(error)}).") from error
         if scene.nodata is not None and not np.isnan(scene.nodata):
-            good &= (block != scene.nodata).any(axis=0)
+            # A value that no measurement has (-9999, or any in floating point) spoils the pixel in whichever band it
+            # stands; 0 or 255 may be real in one band and are nothing only where they stand in all.
+            sentinel = scene.nodata < 0 or np.issubdtype(block.dtype, np.floating)
+            good &= (block != scene.nodata).all(axis=0) if sentinel else (block != scene.nodata).any(axis=0)
         if np.issubdtype(block.dtype, np.floating):
             good &= np.isfinite(block).all(axis=0)
             block = np.where(good, block, 0).astype(scene.dtype, copy=False)

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 FloatOrTensor = TypeVar("FloatOrTensor", npt.NDArray[np.float64], Tensor)
 MIN_PAIRS = 20
 MOST_PAIRS = 200_000
+MOST_CHIPS = 4_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def pair_similarity(embeddings: Tensor, labels: Tensor, background: int | None, 
         background: its class number, or None.
         seed: of the sample.
     """
+    if len(labels) > MOST_CHIPS:  # all pairs of more would not fit in memory
+        drawn_chips = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels))[:MOST_CHIPS])
+        embeddings, labels = embeddings[drawn_chips], labels[drawn_chips]
     cosine = embeddings @ embeddings.T
     same = labels[:, None] == labels[None, :]
     upper = torch.ones_like(same).triu(1)

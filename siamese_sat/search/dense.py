@@ -25,6 +25,8 @@ from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.engine import Engine
 
 UNIT = 128
+# Scene pixels along a tile's side, without its margins.
+MOST_SCENE_PIXELS = 2048
 # Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
 FILTER = 8
 
@@ -114,6 +116,8 @@ def feature_tiles(
     x0, y0, x1, y1 = scene.aoi
     lengths = [max(1, math.ceil(n * UNIT / step)) for n in (x1 - x0, y1 - y0)]
     reach = engine.embedder.backbone.reach(stage)
+    # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
+    tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
     columns = list(spans(lengths[0], stride, reach, margin, tile))
     with SceneReader(scene) as reader:
         for row in spans(lengths[1], stride, reach, margin, tile):

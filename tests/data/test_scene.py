@@ -92,7 +92,10 @@ def _hole(kind: str, path: Path) -> str:
     else:
         value = {"nodata": 7.0, "nan nodata": np.nan, "float nodata": -3.4e38}[kind]
         pixels[:, 2, 5] = value
-        pixels[0, 0, 0] = pixels[0, 0, 0] if kind == "nan nodata" else value  # one band dark is not "no data"
+        if kind == "nodata":
+            pixels[0, 0, 0] = value  # one band dark is not "no data"
+        if kind == "float nodata":
+            pixels[0, 2, 5] = 1.0  # what no measurement has spoils the pixel from one band
         options["nodata"] = value
     return write_scene(path, pixels, **options)  # type: ignore[arg-type]
 
