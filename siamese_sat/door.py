@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,9 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, OverrideParseException):
             return f"{_line(link)} Write settings as name=value, with quotes round what holds spaces or brackets."
+        unknown = re.match(r"Could not override '(.+?)'", str(link))
+        if unknown:
+            return f"There is no setting {unknown[1]}; all of them stand in conf/, and --cfg job shows those in force."
         if isinstance(link, ConfigCompositionException | OmegaConfBaseException):
             return f"{_line(link)} The settings and their defaults stand in conf/; --cfg job shows what is in force."
         if isinstance(link, InstantiationException):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -105,13 +106,14 @@ def search(cfg: DictConfig) -> SearchResult:
     # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
     # for a lower score never suppresses a higher one.
     least = thresholds if cfg.truth is None else dict.fromkeys(thresholds, 0.0)
+    labels = _read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
     found = search_scenes(scenes, method, least, cfg.search.nms_iou)
     ranked, failed = found.detections, {**failed, **found.failed}
     wanted = np.array([thresholds[name] for name in ranked.class_name], dtype=float)
     detections = ranked[ranked.score.to_numpy(float) >= wanted].reset_index(drop=True)
     searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
     console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
-    truth = _read_truth(cfg, searched, method.classes)
+    truth = labels[labels.filename.isin(list(searched))].reset_index(drop=True) if labels is not None else None
     evaluation = None
     if truth is not None:
         sizes = {name: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for name, s in searched.items()}
@@ -170,6 +172,9 @@ def _unreadable(scenes: Mapping[str, Scene]) -> dict[str, str]:
 
 def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -> TrainedModel:
     """The backbone's own weights and the searched scenes' statistics, where no training has been."""
+    if cfg.model.weights is None:
+        torch.manual_seed(0)
+        log.warning("model.weights=null: features of random weights find much less than those of ImageNet's.")
     embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
     return TrainedModel(
         embedder=embedder.eval().requires_grad_(False),
@@ -253,4 +258,10 @@ def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[
     truth = reader.read(list(scenes.values()), _plain(cfg.truth))
     names = {scene.path: name for name, scene in scenes.items()}
     truth["filename"] = [names[path] for path in truth.pop("scene")]
-    return truth[truth.class_name.isin(classes)].reset_index(drop=True)
+    wanted = truth[truth.class_name.isin(classes)].reset_index(drop=True)
+    if wanted.empty:
+        log.warning(
+            "truth has no label of %s in the searched scenes; it has %s. exemplars.aliases renames classes.",
+            ", ".join(classes), ", ".join(sorted(set(truth.class_name))) or "none at all",
+        )  # fmt: skip
+    return wanted

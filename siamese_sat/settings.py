@@ -104,6 +104,10 @@ def check_search(cfg: DictConfig) -> None:
     _check(cfg, SEARCH_WHOLE, SEARCH_REAL, SEARCH_CHOICES)
     if cfg.bands is not None:
         _check_bands("bands", cfg.bands)
+    vector = OmegaConf.select(cfg, "output.vector") or []
+    strange = sorted(set(map(str, vector)) - {"gpkg", "geojson", "parquet"})
+    if strange:
+        raise InputError(f"output.vector names {strange[0]!r}; known are geojson, gpkg, parquet.")
     if cfg.search.threshold == "per_class" and not str(cfg.search.method._target_).endswith("WindowSearch"):
         raise InputError("search.threshold=per_class holds for search/method=window, on whose scores it was found.")
 

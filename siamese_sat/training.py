@@ -161,7 +161,9 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
             "extents": extents,
         },
     )
-    if len(pairs.same) and len(pairs.different):
+    if not (len(pairs.same) and len(pairs.different)):
+        log.warning("No validation pairs of one class, or of two: no similarity.png.")
+    else:
         plot.similarity_histogram(
             pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3
         )

@@ -164,6 +164,13 @@ class LabelReader:
             frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
         except Exception as error:  # whatever GDAL, pyogrio or pyarrow make of a damaged file
             raise InputError(f"{path} cannot be read as vector labels ({error}); check the file.") from error
+        if frame.crs is not None and frame.crs.is_geographic and len(frame):
+            west, south, east, north = frame.total_bounds
+            if min(west, east) < -360 or max(west, east) > 360 or south < -90 or north > 90:
+                raise InputError(
+                    f"{path} names no coordinate reference system and its numbers are no longitude and latitude "
+                    f"(x to {max(abs(west), abs(east)):.0f}); write it with its CRS, as GeoPackage for example."
+                )
         frame = frame[~(frame.geometry.is_empty | frame.geometry.isna())]
         records = frame.drop(columns=frame.geometry.name).to_dict("records")
         names = [self._class_of(path, record) for record in records]

@@ -61,7 +61,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".") if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as a checkpoint ({reason}); is the file complete?") from error
     if not isinstance(content, dict) or KEY not in content:
         raise InputError(f"{path} is no checkpoint of siamese_sat; give the best.ckpt that train.py named at its end.")

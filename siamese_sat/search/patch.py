@@ -17,6 +17,8 @@ from siamese_sat.search.exemplar import Exemplar
 
 # A thing is taken to be at least this wide, as a part of its length.
 SLIMMEST = 0.15
+# And to lean no more than this: poor features can crowd on a diagonal, and a box would shrink to a line.
+STEEPEST = 0.8
 
 
 def sides_of(exemplar: Exemplar) -> tuple[float, float]:
@@ -79,7 +81,8 @@ def lean_of(cells: Tensor, sides: tuple[float, float], stride: int, object_size:
     weight /= weight.sum()
     dx, dy = x - (weight * x).sum(), y - (weight * y).sum()
     spread = (weight * dx**2).sum() * (weight * dy**2).sum()
-    return float((weight * dx * dy).sum() / np.sqrt(spread)) if spread > 0 else 0.0
+    found = float((weight * dx * dy).sum() / np.sqrt(spread)) if spread > 0 else 0.0
+    return min(max(found, -STEEPEST), STEEPEST)
 
 
 def view_sides(
