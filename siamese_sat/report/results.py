@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Of each row of the evaluation a reader wants these, under these headings; the file has all.
 SHOWN = {
     "objects": "objects",
-    "detections": "found",
+    "detections": "ranked",
     "ap50": "AP50",
     "ap": "AP50:95",
     "ap_centre": "centre AP",

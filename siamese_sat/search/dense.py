@@ -157,15 +157,18 @@ def read_level(
         cuts.append((span.start - first * UNIT, span.stop - first * UNIT))
     x0, y0 = reader.scene.aoi[:2]
     raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * step, counts[1] * step)
-    stored = torch.from_numpy(radiometry.fill(raw, valid)).to(device)
+    raw = radiometry.fill(raw, valid)
+    stored = torch.from_numpy(raw).to(device)
     size = (counts[1] * UNIT, counts[0] * UNIT)
     (left, right), (top, bottom) = cuts
-    level = resize(radiometry.normalise(stored)[None], *size)[0]
+    # Band by band, and normalised when small: of a large thing's tile, floats of all bands would fill the memory.
+    small = [resize(band[None, None].to(torch.float32), *size)[0, 0, top:bottom, left:right] for band in stored]
+    level = radiometry.normalise(torch.stack(small))
     if valid.all():
         share = torch.ones(bottom - top, right - left)
     else:
         share = resize(torch.from_numpy(valid.astype(np.float32))[None, None], *size)[0, 0, top:bottom, left:right]
-    return level[:, top:bottom, left:right], share
+    return level, share
 
 
 def valid_share(valid: Tensor, stride: int) -> Tensor:
