@@ -90,7 +90,7 @@ def for_imagenet_weights(found: Radiometry, dtype: str) -> Radiometry:
     """The radiometry that suits ImageNet weights which no training has adapted.
 
     Red, green and blue of 8-bit scenes are taken as the photographs were that the weights come from, by their constants
-    (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225); measured against the scenes' own statistics this finds a little more.
+    (0.485, 0.456, 0.406 and 0.229, 0.224, 0.225); the weights know the contrast that these give.
     Other bands and other types keep the scenes' statistics.
     """
     if np.dtype(dtype) != np.uint8:

@@ -16,8 +16,8 @@ from siamese_sat.model.embedder import Embedder
 class DeployedEmbedder(nn.Module):
     """A copy of an embedder with BatchNorm folded into the convolutions, in one precision, channels last.
 
-    On two CPU cores normalising and converting took as long as the convolutions; folded and stored in the precision
-    of the computation, both are gone. The head and the unit length stay in fp32.
+    Folded and stored in the precision of the computation, normalising and converting are no passes over memory of
+    their own. The head and the unit length stay in fp32.
 
     Args:
         embedder: trained or not; it is not changed.
