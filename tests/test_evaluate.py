@@ -1,6 +1,4 @@
 import builtins
-import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,52 +6,18 @@ import pandas as pd
 import pytest
 
 from siamese_sat.errors import InputError
-from siamese_sat.evaluate import (
-    BOX,
-    DETECTIONS,
-    TRUTH,
-    Curve,
-    calibration_error,
-    coco_average_precision,
-    evaluate,
-    match,
-    missed,
-    reliability,
-)
+from siamese_sat.evaluate import Curve, evaluate
+from siamese_sat.evaluation.coco import coco_average_precision
+from siamese_sat.evaluation.matching import match, missed
+from tests.evaluation.helpers import crowd, found, square, truth_of
 
-Box = tuple[float, float, float, float]
 IMAGES = {"a.tif": (1000, 1000), "b.tif": (1000, 1000)}  # 2 Mpx
-
-
-def truth_of(*boxes: Box, name: str = "ship", file: str = "a.tif") -> pd.DataFrame:
-    return pd.DataFrame([[*box, name, file] for box in boxes], columns=TRUTH)
-
-
-def found(*rows: tuple[Box, float], name: str = "ship", file: str = "a.tif") -> pd.DataFrame:
-    return pd.DataFrame([[*box, name, file, score] for box, score in rows], columns=DETECTIONS)
-
-
-def square(x: float, y: float = 0, side: float = 10) -> Box:
-    return (x, y, x + side, y + side)
 
 
 def hundred_and_one_points(curve: Curve) -> float:
     """COCO's average precision from a curve, written from its definition."""
     grid = [curve.precision[curve.recall >= r - 1e-12] for r in np.linspace(0, 1, 101)]
     return float(np.mean([points.max() if len(points) else 0.0 for points in grid]))
-
-
-def crowd(n: int, objects: int, images: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Objects at random, detections jittered round them, scores with many ties."""
-    rng = np.random.default_rng(seed)
-    corner, side = rng.integers(0, 900, (objects, 2)), rng.integers(8, 30, (objects, 1))
-    truth = pd.DataFrame(np.hstack([corner, corner + side]).astype(float), columns=BOX)
-    truth["class_name"] = rng.choice(["car", "ship"], objects)
-    truth["filename"] = [f"{i}.tif" for i in rng.integers(0, images, objects)]
-    detections = truth.iloc[rng.integers(0, objects, n)].reset_index(drop=True)
-    detections[BOX] += rng.integers(-4, 5, (n, 4))
-    detections["score"] = rng.integers(0, 50, n) / 50
-    return detections, truth
 
 
 def test_perfect_detections() -> None:
@@ -132,20 +96,6 @@ def test_duplicates_are_false() -> None:
     assert entry.ap_centre == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
 
 
-def test_match_prefers_overlap_and_stays_in_image_and_class() -> None:
-    truth = pd.concat([truth_of(square(0), square(4), square(90)), truth_of(square(0), file="b.tif")])
-    detections = pd.concat(
-        [found((square(3), 0.5), (square(2), 0.6)), found((square(0), 0.7), name="car", file="b.tif")]
-    )
-    # The 0.6 goes first: IoU with both is 80 / 120, the later row is taken as COCO does; then 0.5 (IoU 0.54).
-    matched = match(detections, truth)
-    assert matched["truth_index"].tolist() == [0, 1, -1]
-    assert matched["hit"].tolist() == [True, True, False]
-    assert missed(matched, truth)[["x_min", "filename"]].to_numpy().tolist() == [[90, "a.tif"], [0, "b.tif"]]
-    # At 0.7 the 0.6 finds nothing, which leaves the second object to the 0.5 (IoU 90 / 110).
-    assert match(detections, truth, iou=0.7)["truth_index"].tolist() == [1, -1, -1]
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_curve_agrees_with_coco(seed: int) -> None:
     detections, truth = crowd(600, 150, 3, seed)
@@ -222,13 +172,6 @@ def test_more_than_a_hundred_detections_in_an_image() -> None:
     assert coco_average_precision(detections, truth, 100)["ship"][1] == pytest.approx(34 / 101)
 
 
-def test_many_detections_take_seconds() -> None:
-    detections, truth = crowd(20_000, 4_000, 20, 0)
-    start = time.perf_counter()
-    evaluate(detections, truth, {f"{i}.tif": (1000, 1000) for i in range(20)})
-    assert time.perf_counter() - start < 10
-
-
 @pytest.mark.parametrize(
     ("detections", "message"),
     [
@@ -253,25 +196,3 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r'pip install "siamese-sat\[evaluate\]"'):
         evaluate(found(), truth_of(square(0)), IMAGES)
-
-
-@pytest.mark.parametrize(
-    ("scores", "hits", "expected"),
-    [
-        ([0.1, 0.3, 0.5, 0.9, 1.0], [0, 1, 0, 1, 1], (2 * 0.3 + 3 * abs(2.4 / 3 - 2 / 3)) / 5),
-        ([0.0, 1.0], [0, 1], 0.0),
-        ([1.0, 1.0], [0, 0], 1.0),
-    ],
-)
-def test_reliability(scores: Sequence[float], hits: Sequence[int], expected: float) -> None:
-    table = reliability(scores, hits, bins=2)
-    assert table["bin"].tolist() == [0.25, 0.75] and table["count"].sum() == len(scores)
-    assert calibration_error(table) == pytest.approx(expected)
-
-
-def test_reliability_of_an_empty_bin() -> None:
-    table = reliability([0.95], [True])
-    assert table["count"].tolist() == [0] * 9 + [1]
-    assert table["precision"].isna().sum() == 9 and table["mean_score"].iloc[-1] == 0.95
-    with pytest.raises(InputError, match="between 0 and 1"):
-        reliability([1.2], [True])
