@@ -11,8 +11,10 @@ from siamese_sat.errors import InputError
 
 LOGGED = (
     "val/loss", "val/recall_at_1", "val/map_at_r", "val/prototype_accuracy", "val/mean_cosine",
-    "train/loss", "train/mean_cosine",
+    "val/active_triplets", "val/positive_distance", "val/negative_distance",
+    "train/loss", "train/mean_cosine", "train/active_triplets", "train/positive_distance", "train/negative_distance",
 )  # fmt: skip
+LESS_IS_BETTER = ("loss", "mean_cosine", "active_triplets", "positive_distance")
 WHOLE = {  # setting: least value
     "seed": 0,
     "trainer.max_epochs": -1,
@@ -24,11 +26,14 @@ WHOLE = {  # setting: least value
     "data.min_boxes": 1,
     "data.chip.size": 8,
     "callbacks.finetune.warmup_epochs": 0,
+    "callbacks.collapse.window": 1,
 }
 REAL = {  # setting: least and greatest value
     "optimizer.lr": (1e-12, 1e3),
     "optimizer.weight_decay": (0, 1e3),
     "callbacks.finetune.lr_factor": (1e-12, 1e3),
+    "callbacks.collapse.cosine": (1e-6, 1 - 1e-6),
+    "callbacks.collapse.tolerance": (0, 1),
     "data.background": (0, 1e3),
     "data.dilation": (0, 10),
     "data.min_valid": (0, 1),
@@ -85,7 +90,7 @@ def check_training(cfg: DictConfig) -> None:
     """
     _check(cfg, WHOLE, REAL, CHOICES)
     metric, mode = OmegaConf.select(cfg, "monitor.metric"), OmegaConf.select(cfg, "monitor.mode")
-    wanted = "min" if str(metric).endswith(("loss", "mean_cosine")) else "max"
+    wanted = "min" if str(metric).endswith(LESS_IS_BETTER) else "max"
     if metric is not None and mode != wanted:
         better = "lower" if wanted == "min" else "higher"
         raise InputError(f"monitor.metric={metric} is better the {better} it is: set monitor.mode={wanted}.")

@@ -1,9 +1,9 @@
-"""What validation embeddings say: loss over fixed batches, retrieval, prototypes, signs of collapse."""
+"""What validation embeddings say: figures over fixed batches, retrieval, prototypes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -65,20 +65,21 @@ def prototype_accuracy(embeddings: Tensor, labels: Tensor) -> float:
     return float((scores.argmax(1) == index)[asked].float().mean())
 
 
-def fixed_batch_loss(embeddings: Tensor, labels: Tensor, loss: Callable[[Tensor, Tensor], Tensor], seed: int) -> float:
-    """Mean training loss over P x K batches of validation embeddings, the same batches at every epoch.
+def fixed_batch_means(
+    embeddings: Tensor, labels: Tensor, figures: Callable[[Tensor, Tensor], Mapping[str, Tensor]], seed: int
+) -> dict[str, float]:
+    """Mean of a batch's figures over P x K batches of validation embeddings, the same batches at every epoch.
 
     The embeddings stand already, so a batch costs its loss only; batch-hard mining over all of them at once would be
     a harder and differently sized problem than the one that is trained.
+
+    Args:
+        embeddings: ``[N, D]`` of unit length.
+        labels: ``[N]``.
+        figures: called with the embeddings and labels of a batch; gives scalars by name.
+        seed: of the batches.
     """
     sampler = PKSampler(labels.tolist(), seed=seed, num_replicas=1, rank=0)
     sampler.length = max(sampler.length, 32)
-    values = [loss(embeddings[b], labels[b]) for b in sampler]
-    return float(torch.stack([v.detach() for v in values]).mean())
-
-
-def mean_cosine(embeddings: Tensor) -> Tensor:
-    """Mean cosine over all pairs of a batch ``[B, D]``: near 1 when all embeddings have become one."""
-    count = len(embeddings)
-    total = embeddings.sum(0).square().sum() - embeddings.square().sum()
-    return total / (count * (count - 1))
+    found = [figures(embeddings[b], labels[b]) for b in sampler]
+    return {name: float(torch.stack([f[name].detach() for f in found]).mean()) for name in found[0]}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.embedder import Embedder
-from siamese_sat.model.metrics import fixed_batch_loss, mean_cosine, retrieval
+from siamese_sat.model.metrics import fixed_batch_means, retrieval
+from siamese_sat.model.signs import distances, mean_cosine, triplet_margin
 
 
 class MetricLearner(L.LightningModule):
@@ -49,6 +50,7 @@ class MetricLearner(L.LightningModule):
         self.embedder, self.loss, self.miner = embedder, loss, miner
         self.optimizer, self.seed = optimizer, seed
         self.backbone_lr_factor = 1.0
+        self.margin = triplet_margin(loss)  # of the triplets that count as active
         # Plain values only: a checkpoint must load with weights_only.
         self.carried: dict[str, Any] = {
             "spec": embedder.spec.to_dict(),
@@ -70,15 +72,17 @@ class MetricLearner(L.LightningModule):
         value: Tensor = self.loss(embeddings, labels, picked)
         return value
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one P x K batch."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """``loss`` of one P x K batch, and its ``mean_cosine`` for whoever watches the steps."""
         chips, labels = batch
         embeddings = self(chips)
         loss = self.criterion(embeddings, labels)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        cosine = mean_cosine(embeddings.detach())
-        self.log("train/mean_cosine", cosine, on_step=False, on_epoch=True, batch_size=len(labels))
-        return loss
+        drawn = embeddings.detach()
+        signs = {"mean_cosine": mean_cosine(drawn), **distances(drawn, labels, self.margin)}
+        for name, value in signs.items():
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(labels))
+        return {"loss": loss, "mean_cosine": signs["mean_cosine"]}
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collects embeddings; all metrics are of the whole set."""
@@ -86,15 +90,21 @@ class MetricLearner(L.LightningModule):
         self._val.append((self(chips), labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/loss, val/recall_at_1, val/map_at_r, val/prototype_accuracy and val/mean_cosine."""
+        """Logs val/loss and the signs of `distances` over fixed batches, val/mean_cosine and those of `retrieval`."""
         embeddings, labels = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
-        loss = fixed_batch_loss(embeddings, labels, self.criterion, self.seed)
-        found = {"loss": loss, "mean_cosine": float(mean_cosine(embeddings)), **retrieval(embeddings, labels)}
+        found = {
+            **fixed_batch_means(embeddings, labels, self._figures, self.seed),
+            "mean_cosine": float(mean_cosine(embeddings)),
+            **retrieval(embeddings, labels),
+        }
         for name, value in found.items():
             if not math.isnan(value):
                 shown = name in ("loss", "recall_at_1")
                 self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(labels))
+
+    def _figures(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.criterion(embeddings, labels), **distances(embeddings, labels, self.margin)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Two groups: projection and head (and a loss's own parameters), and the backbone."""

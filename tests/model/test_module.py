@@ -111,7 +111,8 @@ def test_validation_is_of_the_whole_set_and_starts_anew(monkeypatch: pytest.Monk
 
     whole = validate(iter([torch.arange(20)]))
     assert set(whole) == {
-        "val/loss", "val/mean_cosine", "val/recall_at_1", "val/map_at_r", "val/prototype_accuracy"
+        "val/loss", "val/mean_cosine", "val/recall_at_1", "val/map_at_r", "val/prototype_accuracy",
+        "val/active_triplets", "val/positive_distance", "val/negative_distance",
     }  # fmt: skip
     assert all(math.isfinite(v) for v in whole.values())
     assert validate(iter(torch.arange(20).split(7))) == pytest.approx(whole, abs=1e-5)
@@ -130,10 +131,25 @@ def test_what_cannot_be_said_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> N
 def test_training_step_gives_the_loss_it_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     module = learner(miner=BatchHardMiner())
     found = logged(module, monkeypatch)
-    loss = module.training_step((torch.randn(12, 4, 32, 32), torch.arange(12) % 3), 0)
-    assert loss.requires_grad
-    assert found["train/loss"] is loss
-    assert -1 <= float(found["train/mean_cosine"]) <= 1
+    given = module.training_step((torch.randn(12, 4, 32, 32), torch.arange(12) % 3), 0)
+    assert given["loss"].requires_grad
+    assert found["train/loss"] is given["loss"]
+    assert found["train/mean_cosine"] is given["mean_cosine"]
+    assert -1 <= float(given["mean_cosine"]) <= 1
+    assert 0 <= float(found["train/active_triplets"]) <= 1
+    assert 0 < float(found["train/positive_distance"]) <= 2
+    assert 0 < float(found["train/negative_distance"]) <= 2
+
+
+def test_triplets_are_active_up_to_the_losss_own_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two classes 0.3 rad apart: beyond a margin of 0.2, within one of 0.5.
+    embeddings = nn.functional.normalize(torch.tensor([[1, 0.0], [1, 0], [1, 0.31], [1, 0.31]]), dim=1)
+    for margin, active in ((0.2, 0), (0.5, 1)):
+        module = learner(TripletMarginLoss(margin=margin))
+        monkeypatch.setattr(module, "forward", lambda x: embeddings.clone().requires_grad_())
+        found = logged(module, monkeypatch)
+        module.training_step((torch.zeros(4, 4, 32, 32), torch.tensor([0, 0, 1, 1])), 0)
+        assert float(found["train/active_triplets"]) == active
 
 
 def test_a_checkpoint_carries_plain_values(tmp_path: Path) -> None:
