@@ -6,13 +6,14 @@ Tables hold x_min, y_min, x_max, y_max (pixels, half-open), class_name and filen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import pandas as pd
 
 from siamese_sat.evaluation.coco import coco_average_precision
 from siamese_sat.evaluation.matching import assign, nearness, overlap
+from siamese_sat.evaluation.reliability import calibration_error, detection_reliability
 from siamese_sat.evaluation.tables import DETECTIONS, TRUTH, BoolArray, FloatArray, best_first, checked, numbers
 
 DEFAULT_THRESHOLD = 0.3
@@ -43,7 +44,9 @@ class ClassEvaluation:
     best_threshold: float  # of the highest F1; NaN when nothing is hit
     best_f1: float
     recall_at_1_fp: float  # with at most one false positive per million pixels searched
+    calibration_error: float  # of the scores from 0.05 up, in [0, 1]; NaN where there is none, or it is no probability
     curve: Curve = field(repr=False, compare=False)
+    reliability: pd.DataFrame = field(repr=False, compare=False)  # see `detection_reliability`
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Evaluation:
         return rows.astype({"objects": int, "detections": int}).rename_axis("class_name")
 
     def _rows(self) -> pd.DataFrame:
-        columns = [name for name in ClassEvaluation.__dataclass_fields__ if name != "curve"]
+        columns = [entry.name for entry in fields(ClassEvaluation) if entry.compare]
         rows = [[getattr(entry, name) for name in columns] for entry in self.per_class.values()]
         return pd.DataFrame(rows, index=list(self.per_class), columns=columns)
 
@@ -107,8 +110,10 @@ def evaluate(
         curve = _curve(hits[rows], scores[rows], objects)
         figures = _operating_points(curve, hits[rows], objects, used, megapixels)
         ap_centre = _all_point_precision(centre_hits[rows], objects)
+        reliable = detection_reliability(scores[rows], hits[rows])
+        error = calibration_error(reliable) if objects else np.nan
         result[name] = ClassEvaluation(
-            objects, int(rows.sum()), ap50, ap, ap_centre, float(used), *figures, curve=curve
+            objects, int(rows.sum()), ap50, ap, ap_centre, float(used), *figures, error, curve, reliable
         )
     return Evaluation(result)
 

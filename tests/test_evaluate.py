@@ -44,6 +44,9 @@ def test_mixed_case_by_hand() -> None:
     assert (entry.precision, entry.recall, entry.f1) == pytest.approx((2 / 3, 1 / 2, 4 / 7))
     low = evaluate(detections, truth, IMAGES, {"ship": 0.2}).per_class["ship"]
     assert (low.precision, low.recall, low.f1) == pytest.approx((1 / 2, 1 / 2, 1 / 2))
+    # Scores 0.9, 0.8, 0.7 and 0.2, each in a bin of its own; the first and third are right.
+    assert entry.calibration_error == low.calibration_error == pytest.approx((0.1 + 0.8 + 0.3 + 0.2) / 4)
+    assert entry.reliability["count"].tolist() == [0, 0, 1, 0, 0, 0, 0, 1, 1, 1]
     high = evaluate(detections, truth, IMAGES, 0.95).per_class["ship"]
     assert (high.precision, high.recall, high.f1) == (0, 0, 0)
 
@@ -160,6 +163,7 @@ def test_mean_and_table() -> None:
     assert table["ap50"].tolist() == pytest.approx([0, np.nan, 1, 0.5], nan_ok=True)
     assert table["ap_centre"].tolist() == pytest.approx([0, np.nan, 1, 0.5], nan_ok=True)
     assert table["f1"].tolist() == pytest.approx([0, np.nan, 1, 0.5], nan_ok=True)
+    assert table["calibration_error"].tolist() == pytest.approx([np.nan, np.nan, 0.1, 0.1], nan_ok=True)
     assert table["objects"].tolist() == [1, 0, 1, 2]
     assert table["detections"].tolist() == [0, 2, 1, 3]
 
