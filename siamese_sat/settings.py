@@ -14,6 +14,7 @@ LOGGED = (
     "val/active_triplets", "val/positive_distance", "val/negative_distance",
     "train/loss", "train/mean_cosine", "train/active_triplets", "train/positive_distance", "train/negative_distance",
 )  # fmt: skip
+NOVEL = ("val/novel_ap", "val/novel_recall_at_1")
 LESS_IS_BETTER = ("loss", "mean_cosine", "active_triplets", "positive_distance")
 WHOLE = {  # setting: least value
     "seed": 0,
@@ -45,9 +46,9 @@ REAL = {  # setting: least and greatest value
 CHOICES = {
     "data.alpha": ("auto", "mask", "data"),
     "data.split": ("chip", "scene"),
-    "monitor.metric": LOGGED,
-    "callbacks.checkpoint.monitor": LOGGED,
-    "optimized_metric": ("best", *LOGGED),
+    "monitor.metric": (*LOGGED, *NOVEL),
+    "callbacks.checkpoint.monitor": (*LOGGED, *NOVEL),
+    "optimized_metric": ("best", *LOGGED, *NOVEL),
 }
 SEARCH_WHOLE = {
     "search.batch_size": 1,
@@ -94,6 +95,13 @@ def check_training(cfg: DictConfig) -> None:
     if metric is not None and mode != wanted:
         better = "lower" if wanted == "min" else "higher"
         raise InputError(f"monitor.metric={metric} is better the {better} it is: set monitor.mode={wanted}.")
+    held = OmegaConf.select(cfg, "data.holdout_classes")
+    if held is not None and not isinstance(held, str | ListConfig):
+        raise InputError(f"data.holdout_classes={held!r} must list class names, such as [aircraft].")
+    for setting in ("monitor.metric", "callbacks.checkpoint.monitor", "optimized_metric"):
+        value = OmegaConf.select(cfg, setting)
+        if value in NOVEL and not held:
+            raise InputError(f"{setting}={value} needs data.holdout_classes: classes that are kept out of training.")
     _check_bands("data.bands", OmegaConf.select(cfg, "data.bands"))
 
 

@@ -134,7 +134,11 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
 
 
 def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device, folder: Path, seed: int) -> None:
-    """Calibration, thresholds and prototypes of the best weights, into their checkpoint."""
+    """Calibration, thresholds and prototypes of the best weights, into their checkpoint.
+
+    Chips of held-out classes take part in the calibration, since it is things of no trained class that exemplars show.
+    They leave no prototype, extent or threshold: training has not seen them, and a search shows its own exemplars.
+    """
     model = load_model(best)
     embedder = model.embedder.to(device)
     train, val = (
@@ -146,7 +150,8 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
     log.info("Calibration: %s.", calibration)
     onehot = F.one_hot(data.train_chips.labels, len(data.classes)).float()
     prototypes = F.normalize(onehot.T @ train, dim=1)
-    thresholds = class_thresholds(calibration(val @ prototypes.T), labels, len(data.classes))
+    known = labels < len(data.classes)
+    thresholds = class_thresholds(calibration(val[known] @ prototypes.T), labels[known], len(data.classes))
     sides = data.train_chips.boxes[:, 2:] - data.train_chips.boxes[:, :2]
     extents = {
         name: np.median(sides[data.train_chips.labels.numpy() == i], axis=0).tolist()

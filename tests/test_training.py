@@ -145,6 +145,38 @@ def test_few_validation_chips_warn_and_score_by_cosine(
     assert "Calibration needs 20 validation pairs" in caplog.text
 
 
+def test_best_may_be_what_finds_a_class_never_trained_on(scenes: Path, tmp_path: Path) -> None:
+    held = CLASSES[1]
+    more = ("monitor.metric=val/novel_ap", "monitor.mode=max", "optimized_metric=val/novel_ap", "loss=supcon")
+    cfg = config(scenes, tmp_path, f"data.holdout_classes=[{held}]", *more, "logger.tensorboard=null")
+    result = train(cfg)
+    log = pd.read_csv(tmp_path / "csv" / "metrics.csv")
+    for name in ("val/novel_ap", "val/novel_recall_at_1"):
+        assert len(log[name].dropna()) == 4
+        assert log[name].dropna().between(0, 1).all()
+    assert result.metrics["best"] == pytest.approx(log["val/novel_ap"].max(), abs=1e-5)
+    best = torch.load(result.checkpoint, weights_only=True)["epoch"]
+    assert best == int(log.loc[log["val/novel_ap"].idxmax(), "epoch"])
+    assert monitored(result, "val/novel_ap") == pytest.approx(log["val/novel_ap"].dropna().iloc[-1], abs=1e-5)
+    model = load_model(result.checkpoint)
+    trained = {c for c in CLASSES if c != held}
+    assert set(model.classes) == set(model.thresholds) == set(model.extents) == {*trained, "background"}
+    assert set(model.prototypes) == trained, "what was held out is searched by exemplars"
+
+
+@pytest.mark.parametrize("setting", ["monitor.metric", "callbacks.checkpoint.monitor", "optimized_metric"])
+def test_figures_of_held_out_classes_need_some(setting: str, scenes: Path, tmp_path: Path) -> None:
+    chosen = {"monitor.metric": "val/map_at_r", "monitor.mode": "max", setting: "val/novel_ap"}
+    cfg = config(scenes, tmp_path, *(f"{name}={value}" for name, value in chosen.items()))
+    with pytest.raises(InputError, match=rf"{setting}=val/novel_ap needs data\.holdout_classes"):
+        check_training(cfg)
+    cfg.data.holdout_classes = "tennis court"
+    check_training(cfg)
+    cfg.data.holdout_classes = 5
+    with pytest.raises(InputError, match=r"data\.holdout_classes=5 must list class names"):
+        check_training(cfg)
+
+
 @pytest.mark.parametrize("setting", [*WHOLE, *REAL, *CHOICES, "data.bands"])
 def test_impossible_values_name_their_setting(setting: str, scenes: Path, tmp_path: Path) -> None:
     cfg = config(scenes, tmp_path)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from torch import Tensor
@@ -17,11 +16,12 @@ from torch.utils.data import DataLoader
 
 from siamese_sat.data.annotation import LabelReader, coco_scenes
 from siamese_sat.data.augment import Augment
-from siamese_sat.data.chip import BACKGROUND, Chips, ChipSpec, cut_chips, sample_background
+from siamese_sat.data.chip import BACKGROUND, ChipSpec, cut_chips, sample_background
 from siamese_sat.data.radiometry import Radiometry, band_names, estimate
 from siamese_sat.data.sampler import PKSampler
 from siamese_sat.data.scene import AlphaRule, Scene, open_scene
 from siamese_sat.data.source import list_scenes
+from siamese_sat.data.split import split_chips
 from siamese_sat.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -86,17 +86,19 @@ class ChipDataModule(L.LightningDataModule):
         class_field: attribute that holds the class in vector labels.
         default_class: class of vector labels that have none.
         classes: train on these only; None for all.
+        holdout_classes: never trained on, validated as what a search for something new meets; None for none.
         min_boxes: classes with fewer boxes are left out.
         background: background chips per labelled chip; 0 for none.
         dilation: see `sample_background`.
         min_valid: least valid fraction of a background chip.
         val_fraction: part of each class (or of the scenes) that validates.
-        split: ``chip`` stratifies by class; ``scene`` keeps a scene on one side.
+        split: ``chip`` or ``scene``, see `split_chips`.
         max_blocks: see `estimate`.
         seed: of background, split and batches.
         cache_dir: where chips are kept; None for nowhere.
 
-    After `setup`: ``radiometry``, ``classes``, ``train_chips``, ``val_chips``.
+    After `setup`: ``radiometry``, ``classes`` (trained, background last), ``held_out`` (their numbers follow),
+    ``train_chips``, ``val_chips``.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class ChipDataModule(L.LightningDataModule):
         max_blocks: int | None = None,
         seed: int = 0,
         cache_dir: str | None = None,
+        holdout_classes: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if not 0 < val_fraction < 1:
@@ -135,6 +138,8 @@ class ChipDataModule(L.LightningDataModule):
         self.bands, self.band_names, self.alpha, self.aoi = list(bands), band_names, alpha, aoi
         self.reader = LabelReader(dict(aliases or {}), class_field, default_class)
         self.wanted, self.min_boxes = classes, min_boxes
+        held = [holdout_classes] if isinstance(holdout_classes, str) else holdout_classes or ()
+        self.held_out = tuple(sorted(set(map(str, held))))
         self.background, self.dilation, self.min_valid = background, dilation, min_valid
         self.val_fraction, self.split, self.max_blocks = val_fraction, split, max_blocks
         self.seed, self.cache = seed, Path(cache_dir) if cache_dir else None
@@ -155,7 +160,7 @@ class ChipDataModule(L.LightningDataModule):
         further = [s for s in further if s.path not in known]
         radiometry = estimate([*scenes, *further], self.band_names, max_blocks=self.max_blocks)
         log.info("Radiometry of %d scene(s): %s.", len(scenes) + len(further), radiometry)
-        names = sorted(set(labels.class_name) - {BACKGROUND})
+        names = sorted(set(labels.class_name) - {BACKGROUND, *self.held_out})
         empty = sample_background(
             [*scenes, *further],
             labels,
@@ -169,12 +174,16 @@ class ChipDataModule(L.LightningDataModule):
         if not empty.empty or BACKGROUND in set(labels.class_name):
             names.append(BACKGROUND)
         every = pd.concat([labels, empty], ignore_index=True) if not empty.empty else labels
-        chips = cut_chips([*scenes, *further], every, names, self.chip, radiometry, self.cache)
-        train, val = self._split(chips)
+        chips = cut_chips([*scenes, *further], every, [*names, *self.held_out], self.chip, radiometry, self.cache)
+        train, val = split_chips(chips, len(names), self.val_fraction, self.split, self.seed)
         self.train_chips, self.val_chips = chips.subset(train), chips.subset(val)
         self.radiometry, self.classes = radiometry, tuple(names)
         counts = every.class_name.value_counts()
         log.info("Chips: %s.", ", ".join(f"{name} {counts[name]}" for name in names))
+        if self.held_out:
+            shown = torch.bincount(self.val_chips.labels, minlength=len(chips.classes))[len(names) :].tolist()
+            held = ", ".join(f"{name} {n}" for name, n in zip(self.held_out, shown, strict=True))
+            log.info("Never trained on, in validation only: %s.", held)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """P x K batches: chips ``[P*K, C, S, S]`` in raster units and class numbers ``[P*K]``."""
@@ -206,16 +215,20 @@ class ChipDataModule(L.LightningDataModule):
         return torch.Generator(device=device).manual_seed(int(seed >> 1))
 
     def _enough(self, labels: pd.DataFrame) -> pd.DataFrame:
-        if self.wanted is not None:
-            missing = sorted(set(self.wanted) - set(labels.class_name))
+        there = set(labels.class_name)
+        for setting, named in (("classes", self.wanted or ()), ("holdout_classes", self.held_out)):
+            missing = sorted(set(named) - there)
             if missing:
                 raise InputError(
-                    f"data.classes names {missing[0]!r}, which no label has; there are "
-                    f"{', '.join(sorted(set(labels.class_name))) or 'none'}."
+                    f"data.{setting} names {missing[0]!r}, which no label has; there are "
+                    f"{', '.join(sorted(there)) or 'none'}."
                 )
-            labels = labels[labels.class_name.isin(list(self.wanted))]
+        if BACKGROUND in self.held_out:
+            raise InputError("data.holdout_classes names background, which is always trained.")
+        if self.wanted is not None:
+            labels = labels[labels.class_name.isin([*self.wanted, *self.held_out])]
         counts = labels.class_name.value_counts()
-        few = counts[counts < self.min_boxes]
+        few = counts[(counts < self.min_boxes) & ~counts.index.isin(self.held_out)]
         if len(few):
             log.warning(
                 "Labels left out: %d of classes with fewer than %d boxes (%s).",
@@ -227,25 +240,6 @@ class ChipDataModule(L.LightningDataModule):
                 f"No usable label for the scenes in {self.scenes or self.labels}; set data.labels to the label "
                 f"files, or put <scene>.json, .geojson, .gpkg or .shp beside each scene."
             )
+        if not set(labels.class_name) - {BACKGROUND, *self.held_out}:
+            raise InputError("data.holdout_classes leaves no class to train on; hold out fewer.")
         return labels.reset_index(drop=True)
-
-    def _split(self, chips: Chips) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        labels = chips.labels.numpy()
-        rng = np.random.default_rng(self.seed)
-
-        def draw(items: Sequence[str] | npt.NDArray[np.int64]) -> list[Any]:
-            # At least one on either side; a class of one chip is trained on.
-            count = min(max(1, round(self.val_fraction * len(items))), len(items) - 1)
-            drawn: list[Any] = rng.permutation(items)[:count].tolist()
-            return drawn
-
-        if self.split == "scene":
-            # Scenes of background alone are trained on: to validate needs objects.
-            homes = sorted({s for s, c in zip(chips.scenes, labels, strict=True) if c != chips.background})
-            if len(homes) < 2:
-                raise InputError("data.split=scene needs at least two labelled scenes; use data.split=chip.")
-            val = np.flatnonzero(np.isin(chips.scenes, draw(homes)))
-        else:
-            held = [i for c in np.unique(labels) for i in draw(np.flatnonzero(labels == c))]
-            val = np.array(sorted(held), dtype=np.int64)
-        return np.setdiff1d(np.arange(len(labels)), val), val

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.metrics import fixed_batch_means, retrieval
+from siamese_sat.model.novel import novel_retrieval
 from siamese_sat.model.signs import distances, mean_cosine, triplet_margin
 
 
@@ -28,7 +29,7 @@ class MetricLearner(L.LightningModule):
         miner: a pytorch-metric-learning miner, or None.
         optimizer: called with parameter groups; gives the optimiser.
         radiometry: of the training scenes; carried, not used (the data module normalises).
-        classes: names of the class numbers; carried.
+        classes: names of the class numbers that are trained; carried. Validation may bring numbers beyond them.
         chip: size, padding and shape of the chips; carried.
         bands: 1-based band numbers of the training scenes; carried.
         seed: of the validation batches.
@@ -90,17 +91,24 @@ class MetricLearner(L.LightningModule):
         self._val.append((self(chips), labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs val/loss and the signs of `distances` over fixed batches, val/mean_cosine and those of `retrieval`."""
+        """Logs the figures of validation, all named val/.
+
+        Of trained classes: loss and the signs of `distances` over fixed batches, mean_cosine, those of `retrieval`.
+        Of held-out classes, whose numbers follow those of the trained ones: `novel_retrieval`.
+        """
         embeddings, labels = (torch.cat(parts) for parts in zip(*self._val, strict=True))
         self._val.clear()
+        known = len(self.carried["classes"])
+        trained = embeddings[labels < known], labels[labels < known]
         found = {
-            **fixed_batch_means(embeddings, labels, self._figures, self.seed),
-            "mean_cosine": float(mean_cosine(embeddings)),
-            **retrieval(embeddings, labels),
+            **fixed_batch_means(*trained, self._figures, self.seed),
+            "mean_cosine": float(mean_cosine(trained[0])),
+            **retrieval(*trained),
+            **novel_retrieval(embeddings, labels, known, self.seed),
         }
         for name, value in found.items():
             if not math.isnan(value):
-                shown = name in ("loss", "recall_at_1")
+                shown = name in ("loss", "recall_at_1", "novel_ap")
                 self.log(f"val/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(labels))
 
     def _figures(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -189,6 +189,62 @@ def test_training_batches_come_from_the_sampler(folder: Path) -> None:
     assert loader.sampler.background == 2
 
 
+@pytest.mark.parametrize("split", ["chip", "scene"])
+def test_held_out_classes_are_validated_and_never_trained_on(folder: Path, split: str) -> None:
+    data = module(folder, holdout_classes=["ship"], split=split)
+    assert data.classes == ("tank", BACKGROUND)
+    assert data.held_out == ("ship",)
+    ships = {(str(folder / f"{n}.tif"), 6 + 28 * i, 6, 14 + 28 * i, 14) for n in "abc" for i in range(4)}
+    shown = places(data, "val") & ships
+    assert shown == {s for s in ships if split == "chip" or s[0] in data.val_chips.scenes}
+    assert len(shown) == (12 if split == "chip" else 4)
+    assert data.val_chips.labels.tolist().count(2) == len(shown), "numbered after the trained classes and background"
+    assert not places(data, "train") & ships
+    for _, *box in places(data, "train"):  # nor is one within a background chip
+        assert not any((box[0] < s[3]) & (box[2] > s[1]) & (box[1] < s[4]) & (box[3] > s[2]) for s in ships)
+    batches = [(pixels, labels) for _ in range(5) for pixels, labels in data.train_dataloader()]
+    assert {int(i) for _, labels in batches for i in labels} == {0, 1}
+    # By content too: a chip of a ship is unlike any chip of a tank and of the background.
+    drawn = torch.cat([pixels for pixels, _ in batches])
+    ship = data.val_chips.pixels[data.val_chips.labels == 2]
+    assert not (drawn[:, None] == ship[None]).flatten(2).all(2).any()
+    assert data.val_chips.background == data.train_chips.background == 1
+
+
+def test_a_scene_of_held_out_things_alone_validates(folder: Path) -> None:
+    content = json.loads((folder / "c.json").read_text())
+    content["features"] = [f for f in content["features"] if f["properties"]["Class Name"] == "ship"]
+    (folder / "c.json").write_text(json.dumps(content))
+    for seed in range(4):
+        data = module(folder, holdout_classes="ship", split="scene", seed=seed)
+        assert str(folder / "c.tif") not in data.train_chips.scenes
+        assert [c.labels.tolist().count(0) for c in (data.train_chips, data.val_chips)] == [6, 6]  # tanks
+
+
+def test_classes_may_leave_out_what_is_held_out(folder: Path) -> None:
+    one = module(folder, classes=["tank"], holdout_classes=["ship"])
+    two = module(folder, classes=["tank", "ship"], holdout_classes=["ship"])
+    assert one.classes == two.classes == ("tank", BACKGROUND)
+    assert places(one, "val") == places(two, "val")
+    assert places(one, "train") == places(two, "train")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"holdout_classes": ["plane"]}, "names 'plane', which no label has; there are rare, ship, tank"),
+        ({"holdout_classes": ["rare"]}, "validation has 1 chip.s. of 'rare', and needs one to show and one to find"),
+        ({"holdout_classes": ["ship", "tank"]}, "leaves no class to train on"),
+        ({"holdout_classes": [BACKGROUND]}, f"names '?{BACKGROUND}"),
+        ({"holdout_classes": ["rare"], "split": "scene", "seed": 1}, "use data.split=chip"),
+    ],
+)
+def test_classes_that_cannot_be_held_out(folder: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as told:
+        module(folder, **options)
+    assert str(told.value).startswith("data.holdout_classes")
+
+
 def test_settings_that_cannot_be(folder: Path) -> None:
     for wrong in ({"val_fraction": 1.0}, {"split": "year"}, {"classes": ["plane"]}, {"band_names": ["B"]}):
         with pytest.raises(InputError):

@@ -118,6 +118,23 @@ def test_validation_is_of_the_whole_set_and_starts_anew(monkeypatch: pytest.Monk
     assert validate(iter(torch.arange(20).split(7))) == pytest.approx(whole, abs=1e-5)
 
 
+def test_held_out_chips_change_only_their_own_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = learner(miner=BatchHardMiner()).eval()
+    found = logged(module, monkeypatch)
+    chips, labels = torch.randn(30, 4, 32, 32), torch.arange(30) % 5  # 3 and 4 are of no trained class
+    with torch.no_grad():
+        module.validation_step((chips[labels < 3], labels[labels < 3]), 0)
+        module.on_validation_epoch_end()
+        without = dict(found)
+        found.clear()
+        module.validation_step((chips, labels), 0)
+        module.on_validation_epoch_end()
+    assert set(found) - set(without) == {"val/novel_ap", "val/novel_recall_at_1"}
+    assert 0 < found.pop("val/novel_ap") < 1
+    assert 0 <= found.pop("val/novel_recall_at_1") < 1
+    assert found == pytest.approx(without, abs=1e-5)
+
+
 def test_what_cannot_be_said_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     module = learner().eval()
     found = logged(module, monkeypatch)
