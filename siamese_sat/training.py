@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -80,7 +81,7 @@ def train(cfg: DictConfig) -> TrainingResult:
     data.setup()
     assert data.radiometry is not None
     (folder / "radiometry.json").write_text(json.dumps(data.radiometry.to_dict(), indent=2), encoding="utf-8")
-    module = _module(cfg, data, data.radiometry)
+    module = build_module(cfg, data)
     for what in ("spec", "classes", "bands"):
         if resumed is not None and resumed[what] != module.carried[what]:
             raise InputError(
@@ -100,18 +101,32 @@ def train(cfg: DictConfig) -> TrainingResult:
     return _finish(cfg, trainer, data, folder)
 
 
-def _module(cfg: DictConfig, data: ChipDataModule, radiometry: Radiometry) -> MetricLearner:
-    embedder: Embedder = instantiate(cfg.model, band_names=list(radiometry.names))
+def build_module(cfg: DictConfig, data: ChipDataModule) -> MetricLearner:
+    """What is trained, with fresh weights.
+
+    Args:
+        cfg: as ``conf/train.yaml`` composes it.
+        data: set up.
+
+    Raises:
+        InputError: a setting of the model or of the loss cannot be used.
+    """
+    assert data.radiometry is not None
+    embedder: Embedder = instantiate(cfg.model, band_names=list(data.radiometry.names))
+    loss = instantiate(cfg.loss.loss)
+    if isinstance(loss, functools.partial):  # a loss with a parameter per class
+        loss = loss(num_classes=len(data.classes), embedding_size=embedder.spec.embedding_dim)
     return MetricLearner(
         embedder=embedder.to(memory_format=torch.channels_last),
-        loss=instantiate(cfg.loss.loss),
+        loss=loss,
         miner=instantiate(cfg.loss.miner) if cfg.loss.miner is not None else None,
         optimizer=instantiate(cfg.optimizer),
-        radiometry=radiometry,
+        radiometry=data.radiometry,
         classes=data.classes,
         chip=asdict(data.chip),
         bands=data.bands,
         seed=cfg.seed,
+        loss_lr_factor=cfg.loss.get("lr_factor", 1.0),
     )
 
 

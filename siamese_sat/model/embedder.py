@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STAGES, Backbone, Variant
@@ -80,7 +81,7 @@ class Embedder(nn.Module):
             nn.ReLU(),
             nn.Linear(spec.hidden_dim, spec.embedding_dim),
         )
-        self._trainable = frozenset(STAGES)
+        self._trainable, self._keep_statistics = frozenset(STAGES), False
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds normalised chips ``[N, C, S, S]``: ``[N, embedding_dim]`` float32 of unit length."""
@@ -92,8 +93,13 @@ class Embedder(nn.Module):
         features: Tensor = self.backbone(self.projection(x), until)
         return features
 
-    def set_trainable(self, stages: Iterable[str]) -> None:
+    def set_trainable(self, stages: Iterable[str], keep_statistics: bool = False) -> None:
         """Lets these backbone stages learn and freezes the others, their BatchNorm statistics included.
+
+        Args:
+            stages: of the backbone; projection and head always learn.
+            keep_statistics: whether the BatchNorm of these stages keeps, and normalises by, the mean and variance that
+                it has; its scale and shift learn either way.
 
         Raises:
             InputError: a name is no stage.
@@ -103,17 +109,22 @@ class Embedder(nn.Module):
             raise InputError(
                 f"{sorted(chosen - set(STAGES))[0]!r} is no backbone stage; stages are {', '.join(STAGES)}."
             )
-        self._trainable = chosen
+        self._trainable, self._keep_statistics = chosen, keep_statistics
         for stage in STAGES:
             getattr(self.backbone, stage).requires_grad_(stage in chosen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, except for frozen stages: their BatchNorm keeps what it has learned."""
+        """Training mode, except for BatchNorm that is to keep its statistics, in frozen stages or in all."""
         super().train(mode)
         for stage in STAGES:
+            part = getattr(self.backbone, stage)
             if stage not in self._trainable:
-                getattr(self.backbone, stage).eval()
+                part.eval()
+            elif self._keep_statistics:
+                for module in part.modules():
+                    if isinstance(module, _BatchNorm):  # the base of SyncBatchNorm too
+                        module.eval()
         return self
 
 

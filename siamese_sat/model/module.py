@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.metrics import fixed_batch_means, retrieval
 from siamese_sat.model.novel import novel_retrieval
@@ -33,6 +34,10 @@ class MetricLearner(L.LightningModule):
         chip: size, padding and shape of the chips; carried.
         bands: 1-based band numbers of the training scenes; carried.
         seed: of the validation batches.
+        loss_lr_factor: learning rate of the loss's own parameters, where it has any, as a multiple of the head's.
+
+    Raises:
+        InputError: the factor is not above 0.
     """
 
     def __init__(
@@ -46,11 +51,14 @@ class MetricLearner(L.LightningModule):
         chip: dict[str, Any],
         bands: Sequence[int],
         seed: int = 0,
+        loss_lr_factor: float = 1.0,
     ) -> None:
+        if not isinstance(loss_lr_factor, int | float) or not loss_lr_factor > 0:
+            raise InputError(f"loss.lr_factor={loss_lr_factor!r} must be a number above 0.")
         super().__init__()
         self.embedder, self.loss, self.miner = embedder, loss, miner
         self.optimizer, self.seed = optimizer, seed
-        self.backbone_lr_factor = 1.0
+        self.backbone_lr_factor, self.loss_lr_factor = 1.0, loss_lr_factor
         self.margin = triplet_margin(loss)  # of the triplets that count as active
         # Plain values only: a checkpoint must load with weights_only.
         self.carried: dict[str, Any] = {
@@ -69,8 +77,10 @@ class MetricLearner(L.LightningModule):
 
     def criterion(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch, on what the miner picks of it."""
-        picked = self.miner(embeddings, labels) if self.miner is not None else None
-        value: Tensor = self.loss(embeddings, labels, picked)
+        # Cosines in half precision are 0.004 apart near 1: an exponent of 32 or 50 times that would see steps.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            picked = self.miner(embeddings, labels) if self.miner is not None else None
+            value: Tensor = self.loss(embeddings, labels, picked)
         return value
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
@@ -115,12 +125,15 @@ class MetricLearner(L.LightningModule):
         return {"loss": self.criterion(embeddings, labels), **distances(embeddings, labels, self.margin)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Two groups: projection and head (and a loss's own parameters), and the backbone."""
-        backbone = list(self.embedder.backbone.parameters())
-        ids = {id(p) for p in backbone}
-        front = [p for p in self.parameters() if id(p) not in ids]
-        optimizer = self.optimizer([{"params": front, "name": "head"}, {"params": backbone, "name": "backbone"}])
-        optimizer.param_groups[1]["lr"] *= self.backbone_lr_factor
+        """Groups with their own learning rates: projection and head, backbone, and a loss's own parameters."""
+        parts: dict[str, tuple[list[nn.Parameter], float]] = {
+            "head": ([*self.embedder.projection.parameters(), *self.embedder.head.parameters()], 1.0),
+            "backbone": (list(self.embedder.backbone.parameters()), self.backbone_lr_factor),
+            "loss": (list(self.loss.parameters()), self.loss_lr_factor),
+        }
+        optimizer = self.optimizer([{"params": own, "name": name} for name, (own, _) in parts.items() if own])
+        for group in optimizer.param_groups:
+            group["lr"] *= parts[group["name"]][1]
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -115,6 +115,26 @@ def test_frozen_stages_stay_frozen_through_evaluation_and_thaw_again() -> None:
     assert not any(m.training for m in net.modules()), "choosing stages must not switch training on"
 
 
+def test_trained_stages_may_keep_their_statistics() -> None:
+    net = tiny_embedder()
+    net.set_trainable(["layer4"], keep_statistics=True)
+    net.eval()
+    net.train()
+    before = statistics(net)
+    net(torch.randn(4, 4, 64, 64)).sum().backward()
+    moved = {k.split(".")[0] for k, v in statistics(net).items() if not torch.equal(v, before[k])}
+    assert moved == {"head"}
+    norm = net.backbone.layer4[0].bn1
+    assert norm.weight.grad is not None, "scale and shift learn"
+    assert norm.weight.grad.abs().sum() > 0
+    # What comes out is what comes out in evaluation: the batch does not matter.
+    x = torch.randn(2, 4, 64, 64)
+    training = net.features(x)
+    torch.testing.assert_close(training, net.eval().features(x))
+    net.set_trainable(["layer4"])
+    assert net.train().backbone.layer4[0].bn1.training
+
+
 def test_unknown_stage_is_refused() -> None:
     with pytest.raises(InputError, match="'conv5' is no backbone stage"):
         tiny_embedder().set_trainable(["conv5"])

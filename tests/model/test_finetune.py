@@ -17,6 +17,7 @@ from torch import Tensor
 
 from siamese_sat import training
 from siamese_sat.errors import InputError
+from siamese_sat.model.checkpoint import load_model
 from siamese_sat.model.finetune import TwoPhaseFinetune
 from siamese_sat.training import TrainingResult
 from tests.model.conftest import ROOT, config, settings
@@ -182,10 +183,40 @@ def test_without_phase_1_all_named_stages_learn_at_once(
     assert seen[0]["lr"] == pytest.approx({"head": 1e-3, "backbone": 5e-4})
 
 
+def test_batchnorm_of_the_trained_stages_may_be_frozen(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = ("callbacks.finetune.batchnorm=frozen", "callbacks.finetune.warmup_epochs=1", "trainer.max_epochs=2")
+    _, seen = run(config(labelled, tmp_path, *QUIET, *frozen), monkeypatch)
+    assert {part(k) for k in seen[1]["changed"]} == {"projection", "head", "layer4"}
+    layer4 = {k.rsplit(".", 1)[1] for k in seen[1]["changed"] if part(k) == "layer4"}
+    assert layer4 == {"weight", "bias"}
+    assert "backbone.layer4.0.bn1.weight" in seen[1]["changed"]
+
+
+def test_points_of_a_loss_learn_and_are_taken_up_again(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = (*QUIET, "loss=proxy_anchor", "loss.lr_factor=7")
+    _, seen = run(config(labelled, tmp_path / "whole", *loss), monkeypatch)
+    assert all("loss.proxies" in s["changed"] for s in seen)
+    assert seen[0]["lr"] == pytest.approx({"head": 1e-3, "backbone": 1e-4, "loss": 7e-3})
+    run(config(labelled, tmp_path / "cut", *loss, "trainer.max_epochs=2"), monkeypatch)
+    ckpt = f"ckpt_path={tmp_path}/cut/checkpoints/last.ckpt"
+    run(config(labelled, tmp_path / "on", *loss, ckpt), monkeypatch)
+    one, two = load(tmp_path / "whole"), load(tmp_path / "on")
+    assert one["state_dict"]["loss.proxies"].shape == (4, 16)  # three classes and background
+    assert equal(one["state_dict"], two["state_dict"])
+    assert equal(one["optimizer_states"], two["optimizer_states"])
+    load_model(tmp_path / "on" / "checkpoints" / "last.ckpt")
+
+
 def test_impossible_phases_are_refused_at_once() -> None:
     for options in ({"warmup_epochs": -1}, {"lr_factor": 0.0}):
         with pytest.raises(InputError, match=r"callbacks\.finetune"):
             TwoPhaseFinetune(**options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"callbacks\.finetune\.batchnorm='on' is neither"):
+        TwoPhaseFinetune(batchnorm="on")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'conv5' is no stage; there are stem, layer1"):
         TwoPhaseFinetune(stages=["layer4", "conv5"])
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,21 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from pytorch_metric_learning.losses import ProxyAnchorLoss, TripletMarginLoss
+from pytorch_metric_learning.losses import MultiSimilarityLoss, ProxyAnchorLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
 
 from siamese_sat.data.chip import ChipSpec
+from siamese_sat.errors import InputError
 from siamese_sat.model.module import MetricLearner
 from tests.model.conftest import RADIOMETRY, ROOT, tiny_embedder
 
 LOSSES = sorted(f.stem for f in (ROOT / "conf" / "loss").glob("*.yaml"))
 
 
-def learner(loss: nn.Module | None = None, miner: nn.Module | None = None) -> MetricLearner:
+def learner(
+    loss: nn.Module | None = None, miner: nn.Module | None = None, loss_lr_factor: float = 1.0
+) -> MetricLearner:
     return MetricLearner(
         embedder=tiny_embedder(),
         loss=loss or TripletMarginLoss(margin=0.5, smooth_loss=True),
@@ -30,6 +34,7 @@ def learner(loss: nn.Module | None = None, miner: nn.Module | None = None) -> Me
         classes=["a", "b", "background"],
         chip={"size": 32, "padding": 0.15, "shape": "stretched"},
         bands=[1, 2, 3, 4],
+        loss_lr_factor=loss_lr_factor,
     )
 
 
@@ -48,11 +53,30 @@ def test_every_parameter_is_in_one_group_once() -> None:
     assert backbone["lr"] == pytest.approx(1e-4)
 
 
-def test_a_losss_own_parameters_learn_with_the_head() -> None:
+def test_a_losss_own_parameters_learn_at_their_own_rate() -> None:
     loss = ProxyAnchorLoss(num_classes=3, embedding_size=16)
-    optimizer = learner(loss).configure_optimizers()
+    module = learner(loss, loss_lr_factor=100)
+    optimizer = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Optimizer)
-    assert any(p is loss.proxies for p in optimizer.param_groups[0]["params"])
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups} == pytest.approx(
+        {"head": 1e-3, "backbone": 1e-3, "loss": 1e-1}
+    )
+    own = optimizer.param_groups[-1]["params"]
+    assert len(own) == 1
+    assert own[0] is loss.proxies
+    ids = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(ids) == sorted({id(p) for p in module.parameters()})
+    for wrong in (0, "much"):
+        with pytest.raises(InputError, match=rf"loss\.lr_factor={wrong!r} must be a number above 0"):
+            learner(loss, loss_lr_factor=wrong)  # type: ignore[arg-type]
+
+
+def test_the_loss_is_of_full_precision_under_autocast() -> None:
+    embeddings = nn.functional.normalize(torch.randn(12, 16), dim=1)
+    module = learner(MultiSimilarityLoss())
+    expected = module.criterion(embeddings, torch.arange(12) % 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module.criterion(embeddings, torch.arange(12) % 3), expected)
 
 
 def test_the_criterion_is_the_originals_by_hand() -> None:
@@ -74,7 +98,10 @@ def test_the_criterion_is_the_originals_by_hand() -> None:
 def test_every_loss_group_learns(name: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", [f"loss={name}"]).loss
-    module = learner(instantiate(cfg.loss), instantiate(cfg.miner) if cfg.miner is not None else None)
+    loss = instantiate(cfg.loss)
+    if isinstance(loss, partial):
+        loss = loss(num_classes=8, embedding_size=16)
+    module = learner(loss, instantiate(cfg.miner) if cfg.miner is not None else None)
     labels = torch.arange(24) % 8
     value = module.criterion(module(torch.randn(24, 4, 32, 32)), labels)
     assert value.ndim == 0
@@ -84,7 +111,8 @@ def test_every_loss_group_learns(name: str) -> None:
     for name_, parameter in module.embedder.named_parameters():
         assert parameter.grad is not None, name_
         assert parameter.grad.isfinite().all(), name_
-    assert module.embedder.projection[0].weight.grad.abs().sum() > 0
+    for parameter in (module.embedder.projection[0].weight, *loss.parameters()):
+        assert parameter.grad.abs().sum() > 0
 
 
 def logged(module: MetricLearner, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
