@@ -190,6 +190,7 @@ class ChipDataModule(L.LightningDataModule):
         sampler = self.sampler(
             labels=self.train_chips.labels.tolist(), background=self.train_chips.background, seed=self.seed
         )
+        self._served = (-1, 0)  # a new pass: another training of the same chips augments them alike
         # The chips lie in memory and a batch is one indexing: worker processes would only copy it.
         return DataLoader(self.train_chips, sampler=sampler, batch_size=None)
 

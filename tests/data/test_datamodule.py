@@ -173,6 +173,9 @@ def test_a_resumed_epoch_augments_as_an_uninterrupted_one(folder: Path) -> None:
     elsewhere.global_rank = 1
     for a, b in zip(second, resumed, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+    one.train_dataloader()
+    for a, b in zip(second, epoch(one, one.trainer, 1), strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], second[0])
     assert not torch.equal(epoch(second_rank, elsewhere, 0)[0], first[0])
