@@ -56,6 +56,11 @@ class Evaluation:
     per_class: dict[str, ClassEvaluation]
 
     @property
+    def thresholds(self) -> dict[str, float]:
+        """The thresholds in use by class."""
+        return {name: entry.threshold for name, entry in self.per_class.items()}
+
+    @property
     def mean(self) -> dict[str, float]:
         """Unweighted mean over the classes that have truth; counts are totals, thresholds are NaN."""
         rows = self._rows()

@@ -27,7 +27,9 @@ from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.progress import console
-from siamese_sat.report.results import SHOWN, Results, write_results
+from siamese_sat.report.evaluated import SHOWN
+from siamese_sat.report.render import rgb_bands
+from siamese_sat.report.results import Results, write_results
 from siamese_sat.report.table import class_table, frame_table
 from siamese_sat.search.detect import check_threshold
 from siamese_sat.search.engine import Engine
@@ -119,7 +121,10 @@ def search(cfg: DictConfig) -> SearchResult:
         sizes = {name: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for name, s in searched.items()}
         evaluation = evaluate(ranked, truth, sizes, thresholds)
         console.print(frame_table(evaluation.table()[list(SHOWN)].rename(columns=SHOWN), "Evaluation"))
-    results = Results(detections, searched, method.classes, truth, evaluation)
+        errors = [f"{name} {entry.calibration_error:.2f}" for name, entry in evaluation.per_class.items()]
+        log.info("Calibration error of the scores: %s.", ", ".join(errors))
+    rgb = rgb_bands(model.radiometry.names)
+    results = Results(detections, searched, method.classes, truth, evaluation, ranked, rgb)
     files = write_results(results, folder, **OmegaConf.to_container(cfg.output, resolve=True))  # type: ignore[arg-type]
     for path, reason in failed.items():
         log.error("Not searched: %s (%s)", path, reason)

@@ -213,15 +213,21 @@ def test_scenes_that_share_a_stem_have_an_overlay_each(world: World) -> None:
     assert len(set(pictures)) == 3
 
 
-def test_against_truth(world: World) -> None:
+def truth_of(world: World) -> list[str]:
+    """Writes the truth beside the folder of scenes; the setting that names it."""
     for file in ("port", "town"):
         label(world.folder / f"{file}.json", [(c, b) for c, f, b in world.truth if f == f"{file}.tif"])
+    return [f"truth=[{world.folder / 'port.json'},{world.folder / 'town.json'}]"]
+
+
+def test_against_truth(world: World) -> None:
+    truth = truth_of(world)
     # A class that was not searched for is nobody's miss, one that is not there is.
     label(
         world.folder / "port.json",
         [("boat", world.truth[0][2]), ("boat", (200, 200, 240, 240)), ("kite", (10, 10, 30, 30))],
     )
-    result = world.search(f"truth=[{world.folder / 'port.json'},{world.folder / 'town.json'}]")
+    result = world.search(*truth, "output.page=true")
     assert result.evaluation is not None
     table = pd.read_csv(world.out / "evaluation.csv", index_col="class_name")
     assert list(table.index) == ["boat", "raft", "mean"]
@@ -230,7 +236,19 @@ def test_against_truth(world: World) -> None:
     assert table.precision["boat"] == 1
     assert table.ap50["raft"] == 1
     assert table.ap["raft"] == 1, "a box that is not exact loses AP at IoU 0.95"
-    assert (world.out / "precision_recall.png").is_file()
+    assert table.calibration_error["boat"] < 0.01, "scores of 1 that are all right"
+    assert {p.name for p in result.files} >= {
+        "precision_recall.png", "reliability.png", "verdict_boat.png", "verdict_raft.png",
+    }  # fmt: skip
+    page = (world.out / "report.html").read_text()
+    for caption in ("precision recall", "reliability", "verdict boat", "verdict raft"):
+        assert f'alt="{caption}"' in page
+
+
+def test_verdicts_can_be_switched_off(world: World) -> None:
+    result = world.search(*truth_of(world), "output.verdicts=0", "output.page=true")
+    assert not [p for p in result.files if p.name.startswith("verdict")]
+    assert (world.out / "reliability.png").is_file()
 
 
 def test_truth_without_a_single_label(world: World) -> None:

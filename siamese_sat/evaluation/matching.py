@@ -77,17 +77,23 @@ def nearest(boxes: pd.DataFrame, others: pd.DataFrame) -> tuple[IntArray, FloatA
         if key not in places:
             continue
         for block in np.array_split(rows, len(rows) * len(places[key]) // BLOCK + 1):
-            pairs = _iou(mine[block], theirs[places[key]])
+            pairs = iou_of(mine[block], theirs[places[key]])
             best[block] = pairs.max(axis=1)
             index[block] = np.where(best[block] > 0, places[key][pairs.argmax(axis=1)], -1)
     return index, best
+
+
+def iou_of(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Intersection over union of boxes ``[n, 4]`` and ``[m, 4]``, ``[n, m]``; 0 where a number is NaN."""
+    found: FloatArray = box_iou(torch.tensor(a), torch.tensor(b)).numpy()
+    return np.nan_to_num(found)  # NaN of two boxes without an area too
 
 
 def overlap(least: float) -> Affinity:
     """IoU, where it is at least ``least``."""
 
     def affinity(a: FloatArray, b: FloatArray) -> FloatArray:
-        iou = _iou(a, b)
+        iou = iou_of(a, b)
         return np.where(iou >= least, iou, NEVER)
 
     return affinity
@@ -99,8 +105,3 @@ def nearness(a: FloatArray, b: FloatArray) -> FloatArray:
     inside = (centre[:, None] >= b[:, :2]) & (centre[:, None] < b[:, 2:])
     distance = ((centre[:, None] - other) ** 2).sum(axis=2)
     return np.where(inside.all(axis=2), -distance, NEVER)
-
-
-def _iou(a: FloatArray, b: FloatArray) -> FloatArray:
-    found: FloatArray = box_iou(torch.from_numpy(a), torch.from_numpy(b)).numpy()
-    return np.nan_to_num(found)  # two boxes without an area

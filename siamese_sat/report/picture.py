@@ -1,4 +1,4 @@
-"""The picture of a scene and what was found in it. All other pictures can be had from here too."""
+"""The picture of a scene and what was found in it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
 from siamese_sat.data.scene import Scene
+from siamese_sat.report.colour import class_colours, ink_on
 from siamese_sat.report.place import PIXELS
-from siamese_sat.report.plot import curves, precision_recall, similarity_histogram
 from siamese_sat.report.render import (
     Preview,
-    class_colours,
     new_figure,
     plain,
     preview,
     save,
     shown_bands,
-    stretch_limits,
     to_rgb,
 )
-from siamese_sat.report.sheet import contact_sheet
-
-__all__ = ["contact_sheet", "curves", "overlay", "precision_recall", "similarity_histogram", "stretch_limits", "to_rgb"]
 
 Boxes = npt.NDArray[np.float64]
 
@@ -176,7 +171,7 @@ def _label(
         best = places[np.argmin(np.where(free, hidden.sum(axis=1), np.inf))]
         taken = np.vstack([taken, best])
         axes.text(
-            best[0] + 3, best[1] + h / 2, text, fontproperties=font, va="center_baseline", color="black",
+            best[0] + 3, best[1] + h / 2, text, fontproperties=font, va="center_baseline", color=ink_on(colour),
             bbox={"boxstyle": "square,pad=0.12", "facecolor": colour, "edgecolor": "none", "alpha": 0.88},
         )  # fmt: skip
 

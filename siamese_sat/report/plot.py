@@ -1,9 +1,9 @@
-"""Diagrams of a training run and of an evaluation."""
+"""Diagrams of a training run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from siamese_sat.errors import InputError
-from siamese_sat.report.render import new_figure, plain, save
+from siamese_sat.report.colour import LINES
+from siamese_sat.report.render import dress, new_figure, plain, save
 
 Floats = npt.NDArray[np.float64]
 
-# Okabe and Ito's palette in an order for white paper, where its yellow would be lost.
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 SAME, DIFFERENT = "#0072B2", "#E69F00"
 
 
@@ -58,7 +57,7 @@ def curves(metrics_csv: str | Path, path: str | Path, phase2: float | None = Non
         return save(figure, path)
     grid = figure.subplots(len(filled), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (title, names) in zip(grid, filled.items(), strict=True):
-        _dress(axes, title)
+        dress(axes, title)
         for number, name in enumerate(names):
             _line(axes, x, log[name].to_numpy(dtype=np.float64), name, LINES[number % len(LINES)])
         if title == "metric":
@@ -89,23 +88,25 @@ def similarity_histogram(
     intercept: float,
     path: str | Path,
     threshold: float = 0.5,
+    kind: Literal["logistic", "linear"] = "logistic",
 ) -> Path:
     """Draws how alike pairs of one class and of two are, and what the calibration makes of it.
 
     Args:
         same: cosine similarity of pairs of one class, [-1, 1].
         different: cosine similarity of pairs of different classes, [-1, 1].
-        slope: of the calibration ``probability = sigmoid(slope * cosine + intercept)``.
+        slope: of the calibration, see `siamese_sat.model.calibration.Calibration`.
         intercept: of the same.
         path: PNG to write.
         threshold: the probability, in (0, 1), from which a detection is reported.
+        kind: of the calibration: the sigmoid of slope * cosine + intercept, or that itself within 0 and 1.
     """
     both = np.concatenate([np.ravel(same), np.ravel(different)])
     low = np.floor(10 * max(-1.0, both.min())) / 10 if both.size else -1.0
     bins = np.linspace(min(low, 0.0), 1.0, 61)
     figure = new_figure(900, 480)
     axes = figure.subplots()
-    _dress(axes, "share of pairs")
+    dress(axes, "share of pairs")
     for values, colour, name in ((different, DIFFERENT, "different classes"), (same, SAME, "same class")):
         weights = np.full(np.size(values), 1 / max(1, np.size(values)))
         label = f"{name} ({np.size(values):,} pairs)"
@@ -116,52 +117,23 @@ def similarity_histogram(
 
     right = axes.twinx()
     s = np.linspace(bins[0], 1, 400)
-    probability = 0.5 * (1 + np.tanh(0.5 * (slope * s + intercept)))  # the sigmoid, without overflow
-    right.plot(s, probability, color="#222222", lw=1.8, label="calibrated probability")
+    value = slope * s + intercept
+    probability = np.clip(value, 0, 1) if kind == "linear" else 0.5 * (1 + np.tanh(0.5 * value))  # without overflow
+    name = "score (nothing could be calibrated)" if kind == "linear" else "calibrated probability"
+    right.plot(s, probability, color="#222222", lw=1.8, label=name)
     right.set_ylim(0, 1.02)
     right.set_ylabel("probability", color="#444444")
     right.tick_params(colors="#555555", length=0)
     right.spines[["top", "left", "right", "bottom"]].set_visible(False)
     if slope != 0 and 0 < threshold < 1:
-        cosine = (np.log(threshold / (1 - threshold)) - intercept) / slope
+        goal = threshold if kind == "linear" else np.log(threshold / (1 - threshold))
+        cosine = (goal - intercept) / slope
         if bins[0] <= cosine <= 1:
             label = f"threshold {threshold:.2f} (cosine {cosine:.2f})"
             right.axvline(cosine, color="#222222", lw=1, ls=(0, (4, 3)), label=label)
     handles = [h for a in (axes, right) for h in a.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="upper center", ncols=2, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.89))
-    return save(figure, path)
-
-
-def precision_recall(
-    curves: Mapping[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
-    path: str | Path,
-    titles: Mapping[str, str] | None = None,
-) -> Path:
-    """Draws precision over recall, a curve per class, over faint lines of equal F1.
-
-    Args:
-        curves: class name to (recall, precision), each ``[N]`` in [0, 1], recall ascending.
-        path: PNG to write.
-        titles: class name to what the legend says of it, such as ``Boat, AP 0.71``; None says the name.
-    """
-    figure = new_figure(860 if curves else 640, 600)
-    axes = figure.subplots()
-    _dress(axes, "precision")
-    for f1 in (0.2, 0.4, 0.6, 0.8):
-        x = np.linspace(f1 / (2 - f1), 1, 200)
-        axes.plot(x, f1 * x / (2 * x - f1), color="#cccccc", lw=0.8, zorder=1)
-        axes.text(1.0, f1 / (2 - f1) + 0.012, f"F1 {f1}", size=7.5, color="#999999", ha="right")
-    for number, (name, (r, p)) in enumerate(curves.items()):
-        label = plain((titles or {}).get(name, name))
-        style = "solid" if number < len(LINES) else (0, (4, 2))
-        axes.plot(r, p, color=LINES[number % len(LINES)], lw=1.8, ls=style, label=label, drawstyle="steps-pre")
-    axes.set_xlim(0, 1.005)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("recall")
-    if curves:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, borderaxespad=0)
-    figure.tight_layout()
     return save(figure, path)
 
 
@@ -188,12 +160,3 @@ def _line(axes: Axes, x: Floats, y: Floats, name: str, colour: str) -> None:
         axes.plot(x, y, color=colour, lw=0.6, alpha=0.3)
         y = pd.Series(y).ewm(span=len(y) / 20).mean().to_numpy()
     axes.plot(x, y, color=colour, lw=1.7, label=plain(name), marker="o" if len(y) <= 40 else "", ms=3)
-
-
-def _dress(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label, color="#444444")
-    axes.grid(color="#e6e6e6", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
-    axes.tick_params(colors="#555555", length=0, labelsize=9)

@@ -1,14 +1,15 @@
-"""What all pictures share: pixels to colours, the palette, a figure that is nobody else's."""
+"""What all pictures share: pixels to colours, a figure that is nobody else's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rasterio.enums import Resampling
@@ -21,9 +22,6 @@ from siamese_sat.report.files import replacing
 
 DPI = 100
 NO_DATA_GREY = 232
-
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), those first that stand out from fields and water.
-PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#D55E00", "#009E73", "#0072B2")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,24 @@ class Preview:
     top: int
     zoom_x: float
     zoom_y: float
+
+
+def rgb_bands(names: Sequence[str]) -> tuple[int, ...]:
+    """Which bands become red, green and blue, counted from 0.
+
+    Args:
+        names: of the bands in the model's order; red, green and blue are known by R, G, B or by their full names.
+
+    Returns:
+        Three places; those of the first three bands where the names do not tell, of the first alone where there are
+        one or two.
+    """
+    if len(names) < 3:
+        return (0,)
+    places = {name.strip().lower(): place for place, name in enumerate(names)}
+    found = [places.get(colour, places.get(colour[0])) for colour in ("red", "green", "blue")]
+    known = tuple(place for place in found if place is not None)
+    return known if len(known) == 3 else (0, 1, 2)
 
 
 def shown_bands(count: int, rgb: Sequence[int]) -> tuple[int, ...]:
@@ -146,11 +162,6 @@ def to_rgb(
     return np.ascontiguousarray(np.broadcast_to(levels, (3, *valid.shape)).transpose(1, 2, 0))
 
 
-def class_colours(classes: Iterable[str]) -> dict[str, str]:
-    """A colour for every class; the eighth class has the first one's again."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(classes))}
-
-
 def plain(text: str) -> str:
     """Keeps matplotlib from reading a name as mathematics (``$``) or as a label to be hidden (``_``)."""
     text = text.replace("$", r"\$")
@@ -169,3 +180,13 @@ def save(figure: Figure, path: str | Path) -> Path:
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=figure.dpi)
     return Path(path)
+
+
+def dress(axes: Axes, label: str) -> None:
+    """Axes as all diagrams have them, with the name of their ordinate."""
+    axes.set_ylabel(label, color="#444444")
+    axes.grid(color="#e6e6e6", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axes.tick_params(colors="#555555", length=0, labelsize=9)

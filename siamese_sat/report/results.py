@@ -14,22 +14,15 @@ import pandas as pd
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation
+from siamese_sat.evaluation.verdict import judge
+from siamese_sat.report.colour import class_colours
+from siamese_sat.report.evaluated import figures, verdict_sheets
 from siamese_sat.report.page import Section, write_page
-from siamese_sat.report.picture import overlay, precision_recall
+from siamese_sat.report.picture import overlay
 from siamese_sat.report.table import with_map_coordinates, write_coco, write_csv, write_vector
 
 log = logging.getLogger(__name__)
 
-# Of each row of the evaluation a reader wants these, under these headings; the file has all.
-SHOWN = {
-    "objects": "objects",
-    "detections": "ranked",
-    "ap50": "AP50",
-    "ap": "AP50:95",
-    "ap_centre": "centre AP",
-    "f1": "F1",
-    "best_f1": "best F1",
-}
 SUFFIXES = {"gpkg", "geojson", "parquet"}
 
 
@@ -43,6 +36,8 @@ class Results:
         classes: names of what was searched for.
         truth: boxes with class_name and filename, or None.
         evaluation: of the detections against the truth, or None.
+        ranked: with the detections that score too little to be reported; where there is truth.
+        rgb: which of the scenes' bands become red, green and blue in pictures, counted from 0.
     """
 
     detections: pd.DataFrame
@@ -50,6 +45,8 @@ class Results:
     classes: Sequence[str]
     truth: pd.DataFrame | None = None
     evaluation: Evaluation | None = None
+    ranked: pd.DataFrame | None = None
+    rgb: Sequence[int] = (2, 1, 0)
 
 
 def write_results(
@@ -60,6 +57,7 @@ def write_results(
     vector: Sequence[str] = (),
     coco: bool = True,
     overlays: int = 20,
+    verdicts: int = 8,
     page: bool = True,
 ) -> list[Path]:
     """Writes detections.csv and, as asked, everything beside it.
@@ -71,6 +69,7 @@ def write_results(
         vector: of gpkg, geojson, parquet; written where a scene is georeferenced.
         coco: COCO results and the images that its numbers mean.
         overlays: pictures of so many scenes, those with the surest detections first.
+        verdicts: where there is truth, a picture per class of so many things found, missed and falsely found.
         page: everything on one HTML page.
 
     Returns:
@@ -92,15 +91,17 @@ def write_results(
         files.append(write_coco(found, scenes, folder / "detections.coco.json", category_ids=categories))
     pictures = _overlays(results, folder / "overlays", overlays)
     files.extend(pictures)
-    sections = [Section("Detections", _summary(results), found.head(200))]
+    sections = []
     if results.evaluation is not None:
-        table = results.evaluation.table()
-        table.to_csv(folder / "evaluation.csv")
-        curves = {n: (c.curve.recall, c.curve.precision) for n, c in results.evaluation.per_class.items() if c.objects}
-        files.extend([folder / "evaluation.csv", precision_recall(curves, folder / "precision_recall.png")])
-        sections.insert(
-            0, Section("Evaluation", "", table[list(SHOWN)].rename(columns=SHOWN).reset_index(), [files[-1]])
-        )
+        results.evaluation.table().to_csv(folder / "evaluation.csv")
+        files.append(folder / "evaluation.csv")
+        sections.append(figures(results.evaluation, folder))
+        if verdicts and results.ranked is not None and results.truth is not None:
+            colours = class_colours(results.classes)
+            judged = judge(results.ranked, results.truth, results.evaluation.thresholds, verdicts)
+            sections.append(verdict_sheets(judged, results.evaluation.thresholds, scenes, folder, colours, results.rgb))
+        files.extend(path for section in sections for path in section.images)
+    sections.append(Section("Detections", _summary(results), found.head(200)))
     if page:
         sections.append(Section("Scenes", "White, dashed: truth." if results.truth is not None else "", None, pictures))
         files.append(write_page(folder / "report.html", "Search results", sections))
@@ -118,7 +119,7 @@ def _overlays(results: Results, folder: Path, most: int) -> list[Path]:
         stem = flat[name].rsplit(".", 1)[0]
         # a.tif and a.jp2 are two scenes.
         path = folder / f"{stem if stems[stem] == 1 else flat[name]}.png"
-        files.append(overlay(results.scenes[name], mine, path, truth, classes=results.classes))
+        files.append(overlay(results.scenes[name], mine, path, truth, rgb=results.rgb, classes=results.classes))
     if len(scenes) < len(results.scenes):
         log.info("Overlays of %d of %d scenes; output.overlays=<number> for more.", len(scenes), len(results.scenes))
     return files

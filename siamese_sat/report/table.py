@@ -8,6 +8,7 @@ from typing import Literal
 
 import pandas as pd
 from rasterio.crs import CRS
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -88,7 +89,15 @@ def class_table(
 
 def frame_table(frame: pd.DataFrame, title: str) -> Table:
     """Any table of figures for the terminal, its index in the first column."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    # Eight columns in 80 letters: no room for a frame.
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
     table.add_column(str(frame.index.name or ""), no_wrap=True)
     for heading in frame.columns:
         table.add_column(str(heading), justify="right")

@@ -10,9 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 import rasterio
 from affine import Affine
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from PIL import Image
 
 from siamese_sat.data.scene import Scene, open_scene
 
+Picture = npt.NDArray[np.uint8]
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "class_name", "filename", "score"]
 
 
@@ -35,3 +39,21 @@ def make_scene(
 def table(*rows: Sequence[object]) -> pd.DataFrame:
     """Rows of the seven columns."""
     return pd.DataFrame(list(rows), columns=COLUMNS)
+
+
+def load(path: Path) -> Picture:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def near(picture: Picture, colour: str, within: int = 40) -> npt.NDArray[np.bool_]:
+    goal = np.array(to_rgb(colour)) * 255
+    alike: npt.NDArray[np.bool_] = (np.abs(picture.astype(float) - goal) < within).all(axis=-1)
+    return alike
+
+
+def x_of(line: Line2D) -> npt.NDArray[np.float64]:
+    return np.asarray(line.get_xdata(), dtype=np.float64)
+
+
+def y_of(line: Line2D) -> npt.NDArray[np.float64]:
+    return np.asarray(line.get_ydata(), dtype=np.float64)

@@ -4,29 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from affine import Affine
-from matplotlib.colors import to_rgb as colour_of
-from PIL import Image
 
 from siamese_sat.errors import InputError
-from siamese_sat.report.picture import contact_sheet, overlay, stretch_limits, to_rgb
-from siamese_sat.report.render import NO_DATA_GREY, PALETTE, preview
-from tests.report.helpers import make_scene, table
+from siamese_sat.report.colour import PALETTE
+from siamese_sat.report.picture import overlay
+from siamese_sat.report.render import NO_DATA_GREY, preview, stretch_limits, to_rgb
+from siamese_sat.report.sheet import contact_sheet
+from tests.report.helpers import load, make_scene, near, table
 
 ALL = np.ones((10, 10), dtype=bool)
-Picture = npt.NDArray[np.uint8]
-
-
-def load(path: Path) -> Picture:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
-def near(picture: Picture, colour: str, within: int = 40) -> npt.NDArray[np.bool_]:
-    goal = np.array(colour_of(colour)) * 255
-    alike: npt.NDArray[np.bool_] = (np.abs(picture.astype(float) - goal) < within).all(axis=-1)
-    return alike
 
 
 def test_stretch_takes_percentiles_of_valid_pixels_per_band() -> None:

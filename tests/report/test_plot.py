@@ -3,36 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from PIL import Image
 
 from siamese_sat.errors import InputError
-from siamese_sat.report import plot, render
-
-
-def x_of(line: Line2D) -> npt.NDArray[np.float64]:
-    return np.asarray(line.get_xdata(), dtype=np.float64)
-
-
-def y_of(line: Line2D) -> npt.NDArray[np.float64]:
-    return np.asarray(line.get_ydata(), dtype=np.float64)
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that were saved, so that a test can ask what is in them."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure, path: str | Path) -> Path:
-        figures.append(figure)
-        return render.save(figure, path)
-
-    monkeypatch.setattr(plot, "save", keep)
-    return figures
+from siamese_sat.report import plot
+from tests.report.helpers import x_of, y_of
 
 
 def write_log(path: Path, **extra: float) -> None:
@@ -91,13 +69,9 @@ def test_a_histogram_of_nothing_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "h.png").exists()
 
 
-def test_precision_recall_draws_every_class(tmp_path: Path, drawn: list[Figure]) -> None:
-    r = np.array([0.2, 0.5, 0.8])
-    plot.precision_recall({"Boat": (r, 1 - r), "_Pond $": (r, r)}, tmp_path / "p.png", {"Boat": "Boat, AP 0.7"})
-    axes = drawn[0].axes[0]
-    lines = {line.get_label(): line for line in axes.get_lines()}
-    np.testing.assert_allclose(y_of(lines["Boat, AP 0.7"]), 1 - r)
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [t.get_text() for t in legend.get_texts()] == ["Boat, AP 0.7", r" _Pond \$"]
-    plot.precision_recall({}, tmp_path / "p.png")
+def test_a_calibration_that_could_not_be_fitted_is_a_line(tmp_path: Path, drawn: list[Figure]) -> None:
+    plot.similarity_histogram(np.ones(3), -np.ones(3), 0.5, 0.5, tmp_path / "h.png", threshold=0.3, kind="linear")
+    curve, line = drawn[0].axes[1].get_lines()
+    np.testing.assert_allclose(y_of(curve), (x_of(curve) + 1) / 2)
+    assert x_of(line)[0] == pytest.approx(-0.4)
+    assert "nothing could be calibrated" in str(curve.get_label())
