@@ -165,11 +165,12 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
         for i, (held, part) in enumerate(rows.groupby("held_out", sort=False)):
             place = [recipes.index(r) for r in zip(part.loss, part.batchnorm, strict=True)]
             axis.scatter(part[column], place, s=20, alpha=0.75, color=colours[i % 5], label=f"{held} held out")
-        axis.set_title(f"{title}, a dot a run", fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xlim(-0.02, 1.02)
     axes[0].set_yticks(range(len(recipes)), [loss if m == "-" else f"{loss}, {m}" for loss, m in recipes])
     axes[0].invert_yaxis()
+    figure.supxlabel("a dot a run", fontsize=9)
     axes[-1].legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
 
