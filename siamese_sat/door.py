@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import hydra
@@ -20,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from siamese_sat.errors import InputError
+from siamese_sat.sweep import report, run_job
 
 log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -29,7 +31,8 @@ TRACEBACK = "HYDRA_FULL_ERROR"
 def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """A hydra main whose errors of the user's making end in one sentence on standard error and exit status 1.
 
-    Faults of the program's own keep their traceback; ``HYDRA_FULL_ERROR=1`` shows it for all.
+    Faults of the program's own keep their traceback; ``HYDRA_FULL_ERROR=1`` shows it for all. Of several jobs (``-m``)
+    all run; those that failed have a sentence each at the end, and the exit status is not 0.
 
     Args:
         config_name: root config in ``conf/``.
@@ -40,30 +43,41 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
             wanted = os.environ.get(TRACEBACK) == "1"
             # hydra would print its own paragraph and leave; with this set it raises, and we see what happened.
             os.environ[TRACEBACK] = "1"
+            with TemporaryDirectory() as folder:
+                notes = Path(folder)
 
-            @functools.wraps(task)
-            def job(cfg: DictConfig) -> Any:  # noqa: ANN401 - hydra hands on whatever the task returns
+                # Launchers send this to processes of their own: all it knows must be plain.
+                @functools.wraps(task)
+                def job(cfg: DictConfig) -> Any:  # noqa: ANN401 - hydra hands on whatever the task returns
+                    if HydraConfig.get().mode != RunMode.RUN:
+                        return run_job(lambda: task(cfg), notes, _nothing if wanted else explain)
+                    try:
+                        return task(cfg)
+                    except Exception as error:
+                        if wanted:
+                            raise
+                        _leave(error)
+
                 try:
-                    return task(cfg)
+                    hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
                 except Exception as error:
-                    # Of several jobs the launcher must hear which failed; of one, the sentence says it all.
-                    if wanted or HydraConfig.get().mode != RunMode.RUN:
+                    if wanted:
                         raise
                     _leave(error)
-
-            try:
-                hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
-            except Exception as error:
-                if wanted:
-                    raise
-                _leave(error)
-            except KeyboardInterrupt:
-                print("Stopped.", file=sys.stderr)
-                sys.exit(130)
+                except KeyboardInterrupt:
+                    print("Stopped.", file=sys.stderr)
+                    sys.exit(130)
+                status = report(notes)
+            if status:
+                sys.exit(status)
 
         return main
 
     return decorate
+
+
+def _nothing(error: BaseException) -> None:
+    """Explains nothing, so that every error keeps its traceback."""
 
 
 def _leave(error: Exception) -> NoReturn:

@@ -1,0 +1,91 @@
+"""Several jobs of one command: one that fails does not take the others with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a job of a sweep ended.
+
+    Attributes:
+        number: as its folder is called.
+        settings: as given on the command line, this job's choice of each.
+        status: exit status, 0 where all went well.
+        reason: one sentence, empty where all went well.
+    """
+
+    number: int
+    settings: Sequence[str]
+    status: int = 0
+    reason: str = ""
+
+
+def run_job(task: Callable[[], Any], notes: Path, explain: Callable[[BaseException], str | None]) -> Any:  # noqa: ANN401
+    """Runs one job of a sweep to its end, good or bad, and writes a note of how it went.
+
+    Hydra's basic launcher stops at a job that leaves with an exit status, and its sweeper at the first result that
+    holds an exception; launchers of their own processes hand back nothing but results. So nothing is raised here,
+    and the note tells the door. A sweeper that optimises takes the NaN for a failed trial.
+
+    Args:
+        task: the job.
+        notes: folder for the notes of all jobs.
+        explain: the sentence for an error of the user's making, None for a fault of the program's own, which is
+            logged with its traceback.
+
+    Returns:
+        What the task returned, NaN where it failed.
+    """
+    hydra = HydraConfig.get()
+    job = Job(int(hydra.job.num), list(hydra.overrides.task))
+    result = float("nan")
+    try:
+        result = task()
+    except SystemExit as leave:
+        if leave.code not in (None, 0):
+            status = leave.code if isinstance(leave.code, int) else 1
+            where = f"see the log in {hydra.runtime.output_dir}"
+            reason = (
+                f"some scenes could not be searched; {where}." if status == 2 else f"exit status {status}; {where}."
+            )
+            job = Job(job.number, job.settings, status, reason)
+    except Exception as error:
+        sentence = explain(error)
+        log.error(sentence or "This job failed.", exc_info=sentence is None)
+        job = Job(job.number, job.settings, 1, sentence or f"{type(error).__name__}: {error}")
+    (notes / f"{job.number}.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    return result
+
+
+def report(notes: Path) -> int:
+    """Says on standard error which jobs failed, one line each, named by the settings that not all jobs share.
+
+    Args:
+        notes: folder that the jobs wrote their notes to.
+
+    Returns:
+        The exit status of all together: 1 where a job ended in an error, else the highest of theirs.
+    """
+    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in notes.glob("*.json")]
+    failed = sorted((job for job in jobs if job.status), key=lambda job: job.number)
+    if not failed:
+        return 0
+    shared = set.intersection(*(set(job.settings) for job in jobs)) if len(jobs) > 1 else set()
+    for job in failed:
+        settings = " ".join(one for one in job.settings if one not in shared)
+        print(f"error: job {job.number} ({settings}): {job.reason}".replace("\n", " "), file=sys.stderr)
+    print(f"{len(failed)} of {len(jobs)} jobs did not end well; the others did.", file=sys.stderr)
+    statuses = {job.status for job in failed}
+    return 1 if 1 in statuses else max(statuses)

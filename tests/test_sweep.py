@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOOR = """
+import sys
+sys.path.insert(0, {root!r})
+from siamese_sat.door import door
+from siamese_sat.errors import InputError
+
+@door("train")
+def main(cfg):
+    if cfg.seed == 1:
+        raise InputError("seed=1 is unlucky; take another.")
+    if cfg.seed == 2:
+        sys.exit(2)
+    if cfg.seed == 3:
+        raise ZeroDivisionError("a fault of our own")
+    print("job of seed", cfg.seed, "ran")
+    return 0.5
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def sweep(place: Path, seeds: str, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    (place / "unlucky.py").write_text(DOOR.format(root=str(ROOT)))
+    kept = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, "unlucky.py", "-m", f"seed={seeds}", f"hydra.sweep.dir={place}/sweep", *more],
+        cwd=place, capture_output=True, text=True, env={**kept, **environment}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_jobs_of_a_sweep_run_whatever_becomes_of_others(launcher: str, tmp_path: Path) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    done = sweep(tmp_path, "1,2,3,4", f"hydra/launcher={launcher}", "data.val_fraction=0.5")
+    assert done.returncode == 1, done.stderr
+    assert "job of seed 4 ran" in done.stdout
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said == [
+        "error: job 0 (seed=1): seed=1 is unlucky; take another.",
+        f"error: job 1 (seed=2): some scenes could not be searched; see the log in {tmp_path}/sweep/1.",
+        "error: job 2 (seed=3): ZeroDivisionError: a fault of our own",
+    ]
+    assert "3 of 4 jobs did not end well" in done.stderr
+    # A traceback for the fault of the program's own, and no other; each in its own job's log too.
+    assert (done.stdout + done.stderr).count("Traceback") == 1
+    logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/*.log"))]
+    assert "unlucky" in logs[0]
+    assert "ZeroDivisionError" in logs[2]
+
+
+def test_the_status_of_a_sweep(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "2,4").returncode == 2
+    well = sweep(tmp_path, "4,5")
+    assert well.returncode == 0
+    assert "error" not in well.stderr
+    # A setting that no job could have is told before any of them runs.
+    wrong = sweep(tmp_path, "4,5", "nonsense=1")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("error: There is no setting nonsense")
+    assert "ran" not in wrong.stdout
+
+
+def test_a_sweep_shows_every_traceback_to_who_asks(tmp_path: Path) -> None:
+    done = sweep(tmp_path, "1,4", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stdout + done.stderr
+    assert "job of seed 4 ran" in done.stdout
