@@ -259,7 +259,10 @@ def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[
     """The labels of the classes that were searched for: others are nobody's misses."""
     if cfg.truth is None:
         return None
-    reader = LabelReader(dict(cfg.exemplars.aliases or {}), cfg.exemplars.class_field, cfg.exemplars.default_class)
+    # Classes are named for truth as they are for exemplars.
+    shown = cfg.exemplars
+    aliases = dict(shown.aliases or {})
+    reader = LabelReader(aliases, shown.class_field, shown.default_class, setting="truth", group="exemplars")
     truth = reader.read(list(scenes.values()), _plain(cfg.truth))
     names = {scene.path: name for name, scene in scenes.items()}
     truth["filename"] = [names[path] for path in truth.pop("scene")]

@@ -374,12 +374,16 @@ def test_bands_swapped_in_the_scenes_alone_are_no_match(world: World) -> None:
         (["search.device=toaster"], "toaster"),
         (["search.precision=int4"], "int4"),
         (["output.vector=[dxf]"], "dxf"),
-        (["truth={0}/none.json"], "none.json"),
+        (["truth={0}/none.json"], "none.json: no such label file or folder; check truth."),
+        (["truth={0}/scenes/unnamed.geojson"], "set exemplars.class_field"),
         (["exemplars.boxes=null"], "exemplars"),
         (["aoi=[5000,5000,6000,6000]"], "area of interest"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(world: World, settings: list[str], word: str) -> None:
+    # Labels without a class.
+    shape = gpd.GeoSeries.from_wkt(["POINT (500020 4999980)"], crs=UTM33).buffer(9)
+    gpd.GeoDataFrame({"kind": [1]}, geometry=shape).to_file(world.scenes / "unnamed.geojson")
     with pytest.raises(InputError) as error:
         world.search(*(s.format(world.folder) for s in settings))
     assert word in str(error.value)

@@ -39,6 +39,8 @@ class LabelReader:
         default_class: class of features that carry no class attribute; None makes their absence an error.
         dropped: how many labels were left out, by reason, since this reader was made.
         reaching: of the last reading, the parts inside the area of interest of labels whose centre lies outside.
+        setting: that named the labels, for the texts of errors.
+        group: of settings, in which the user finds class_field and default_class; for these texts too.
     """
 
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +48,8 @@ class LabelReader:
     default_class: str | None = None
     dropped: Counter[str] = field(default_factory=Counter)
     reaching: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=LABEL_COLUMNS))
+    setting: str = "data.labels"
+    group: str = "data"
 
     def read(self, scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] | None) -> pd.DataFrame:
         """Boxes of all scenes in pixels.
@@ -62,7 +66,7 @@ class LabelReader:
         Raises:
             InputError: a file is missing, damaged, or of no known kind.
         """
-        assigned = _assign(scenes, labels)
+        assigned = _assign(scenes, labels, self.setting)
         rows: list[pd.DataFrame] = [self._read_file(path, targets) for path, targets in assigned.items()]
         labelled = {scene.path for targets in assigned.values() for scene in targets}
         bare = [scene.name for scene in scenes if scene.path not in labelled]
@@ -205,8 +209,8 @@ class LabelReader:
             return self.default_class
         raise InputError(
             f"{path}: a feature has no class (looked for {', '.join(fields)}; it has "
-            f"{', '.join(map(str, properties)) or 'no attribute'}); set data.class_field, or "
-            f"data.default_class=<name>."
+            f"{', '.join(map(str, properties)) or 'no attribute'}); set {self.group}.class_field, or "
+            f"{self.group}.default_class=<name>."
         )
 
 
@@ -220,7 +224,9 @@ def coco_scenes(labels: str | Path) -> list[str]:
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} names no images (not COCO); set data.scenes to the rasters.") from error
+        raise InputError(
+            f"{path} names no images (not COCO); name the rasters too (data.scenes, exemplars.scenes)."
+        ) from error
     found: list[str] = []
     for image in images:
         places = [folder / image["file_name"] for folder in _image_folders(path)]
@@ -235,7 +241,9 @@ def _image_folders(path: Path) -> list[Path]:
     return [path.parent, path.parent / "images", path.parent.parent / "images"]
 
 
-def _assign(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] | None) -> dict[Path, list[Scene]]:
+def _assign(
+    scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] | None, setting: str
+) -> dict[Path, list[Scene]]:
     """Which label file speaks of which scenes."""
     assigned: dict[Path, list[Scene]] = {}
     if labels is None:
@@ -259,7 +267,7 @@ def _assign(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] |
             same = [s for s in scenes if Path(s.name).stem == path.stem]
             assigned[path] = same or list(scenes)
         else:
-            raise InputError(f"{one}: no such label file or folder; check data.labels.")
+            raise InputError(f"{one}: no such label file or folder; check {setting}.")
     return assigned
 
 

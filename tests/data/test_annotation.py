@@ -174,6 +174,8 @@ def test_the_class_attribute(tmp_path: Path) -> None:
     assert LabelReader(default_class="thing").read([scene], None).class_name.tolist() == ["thing"]
     with pytest.raises(InputError, match=r"it has kind.*data\.class_field"):
         LabelReader().read([scene], None)
+    with pytest.raises(InputError, match=r"set exemplars\.class_field, or exemplars\.default_class"):
+        LabelReader(group="exemplars").read([scene], None)
 
 
 COCO = '{"images": [{"id": 0, "file_name": "a.tif"}], "categories": [], "annotations": '
@@ -203,6 +205,8 @@ def test_what_is_missing_is_an_input_error(tmp_path: Path) -> None:
     scene = scene_at(tmp_path / "a.tif", None)
     with pytest.raises(InputError, match=r"data\.labels"):
         LabelReader().read([scene], tmp_path / "missing.gpkg")
+    with pytest.raises(InputError, match=r"check truth\.$"):
+        LabelReader(setting="truth").read([scene], tmp_path / "missing.gpkg")
     gpd.GeoDataFrame({"class": ["a"]}, geometry=[box(0, 0, 1, 1)], crs=UTM33).to_file(tmp_path / "a.gpkg")
     with pytest.raises(InputError, match=r"a\.tif has no coordinate"):
         LabelReader().read([scene], None)
