@@ -62,6 +62,7 @@ SEARCH_WHOLE = {
     "search.method.dimensions": 1,
     "search.method.samples": 1,
     "output.overlays": 0,
+    "output.verdicts": 0,
 }
 SEARCH_REAL = {
     "search.nms_iou": (0, 1),

@@ -374,6 +374,7 @@ def test_bands_swapped_in_the_scenes_alone_are_no_match(world: World) -> None:
         (["search.device=toaster"], "toaster"),
         (["search.precision=int4"], "int4"),
         (["output.vector=[dxf]"], "dxf"),
+        (["output.verdicts=-1"], "output.verdicts"),
         (["truth={0}/none.json"], "none.json: no such label file or folder; check truth."),
         (["truth={0}/scenes/unnamed.geojson"], "set exemplars.class_field"),
         (["exemplars.boxes=null"], "exemplars"),
