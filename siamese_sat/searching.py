@@ -14,29 +14,28 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from siamese_sat.data.annotation import LabelReader
 from siamese_sat.data.datamodule import cut_to
 from siamese_sat.data.radiometry import Radiometry, band_names, estimate, for_imagenet_weights
 from siamese_sat.data.scene import Scene, SceneReader, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.errors import InputError
-from siamese_sat.evaluate import Evaluation, evaluate
+from siamese_sat.evaluate import Evaluation
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.progress import console
-from siamese_sat.report.evaluated import SHOWN
 from siamese_sat.report.render import rgb_bands
 from siamese_sat.report.results import Results, write_results
-from siamese_sat.report.table import class_table, frame_table
+from siamese_sat.report.table import class_table
 from siamese_sat.search.detect import check_threshold
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.run import search_scenes
 from siamese_sat.settings import check_search
+from siamese_sat.truth import evaluate_search, read_truth
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def search(cfg: DictConfig) -> SearchResult:
     # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
     # for a lower score never suppresses a higher one.
     least = thresholds if cfg.truth is None else dict.fromkeys(thresholds, 0.0)
-    labels = _read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
+    labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
     found = search_scenes(scenes, method, least, cfg.search.nms_iou)
     ranked, failed = found.detections, {**failed, **found.failed}
     wanted = np.array([thresholds[name] for name in ranked.class_name], dtype=float)
@@ -116,13 +115,7 @@ def search(cfg: DictConfig) -> SearchResult:
     searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
     console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
     truth = labels[labels.filename.isin(list(searched))].reset_index(drop=True) if labels is not None else None
-    evaluation = None
-    if truth is not None:
-        sizes = {name: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for name, s in searched.items()}
-        evaluation = evaluate(ranked, truth, sizes, thresholds)
-        console.print(frame_table(evaluation.table()[list(SHOWN)].rename(columns=SHOWN), "Evaluation"))
-        errors = [f"{name} {entry.calibration_error:.2f}" for name, entry in evaluation.per_class.items()]
-        log.info("Calibration error of the scores: %s.", ", ".join(errors))
+    evaluation = evaluate_search(ranked, truth, searched, thresholds) if truth is not None else None
     rgb = rgb_bands(model.radiometry.names)
     results = Results(detections, searched, method.classes, truth, evaluation, ranked, rgb)
     files = write_results(results, folder, **OmegaConf.to_container(cfg.output, resolve=True))  # type: ignore[arg-type]
@@ -253,23 +246,3 @@ def _warn_of_strange_scenes(scenes: Mapping[str, Scene], radiometry: Radiometry)
             "The values of %d scene(s) lie far from the training scenes' (%s): try radiometry=per_scene, and check "
             "the band order and units.", len(far), ", ".join(far[:3]) + (", ..." if len(far) > 3 else ""),
         )  # fmt: skip
-
-
-def _read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[str]) -> pd.DataFrame | None:
-    """The labels of the classes that were searched for: others are nobody's misses."""
-    if cfg.truth is None:
-        return None
-    # Classes are named for truth as they are for exemplars.
-    shown = cfg.exemplars
-    aliases = dict(shown.aliases or {})
-    reader = LabelReader(aliases, shown.class_field, shown.default_class, setting="truth", group="exemplars")
-    truth = reader.read(list(scenes.values()), _plain(cfg.truth))
-    names = {scene.path: name for name, scene in scenes.items()}
-    truth["filename"] = [names[path] for path in truth.pop("scene")]
-    wanted = truth[truth.class_name.isin(classes)].reset_index(drop=True)
-    if wanted.empty:
-        log.warning(
-            "truth has no label of %s in the searched scenes; it has %s. exemplars.aliases renames classes.",
-            ", ".join(classes), ", ".join(sorted(set(truth.class_name))) or "none at all",
-        )  # fmt: skip
-    return wanted

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -20,10 +21,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rasterio.windows import Window
 
+from siamese_sat import searching
 from siamese_sat.data.chip import ChipSpec, cut_chip
 from siamese_sat.data.scene import SceneReader, open_scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder, EmbedderSpec
+from siamese_sat.report.results import Results, write_results
 from siamese_sat.searching import SearchResult, search
 from tests.conftest import NORTH_UP, UTM33, write_scene
 from tests.search.conftest import RADIOMETRY, Correlation, ground, plant, thing, write_checkpoint
@@ -249,6 +252,22 @@ def test_verdicts_can_be_switched_off(world: World) -> None:
     result = world.search(*truth_of(world), "output.verdicts=0", "output.page=true")
     assert not [p for p in result.files if p.name.startswith("verdict")]
     assert (world.out / "reliability.png").is_file()
+
+
+def test_pictures_take_their_colours_from_the_names_of_the_bands(
+    world: World, save_model: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Sequence[int]] = []
+
+    def watched(results: Results, folder: Path, **options: Any) -> list[Path]:  # noqa: ANN401
+        shown.append(results.rgb)
+        return write_results(results, folder, **options)
+
+    monkeypatch.setattr(searching, "write_results", watched)
+    for bands in (("R", "G", "B", "NIR"), ("B", "G", "R", "NIR")):
+        save_model(bands=bands)
+        world.search()
+    assert shown == [(0, 1, 2), (2, 1, 0)]
 
 
 def test_truth_without_a_single_label(world: World) -> None:

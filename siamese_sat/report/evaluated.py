@@ -17,7 +17,6 @@ from siamese_sat.report.verdict import verdict_sheet
 # Of each row of the evaluation a reader wants these, under these headings; the file has all.
 SHOWN = {
     "objects": "objects",
-    "detections": "ranked",
     "ap50": "AP50",
     "ap": "AP50:95",
     "ap_centre": "centre AP",

@@ -89,7 +89,7 @@ def class_table(
 
 def frame_table(frame: pd.DataFrame, title: str) -> Table:
     """Any table of figures for the terminal, its index in the first column."""
-    # Eight columns in 80 letters: no room for a frame.
+    # Many columns in 80 letters: no room for a frame.
     table = Table(
         title=title,
         title_justify="left",
