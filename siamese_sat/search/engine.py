@@ -25,10 +25,12 @@ class WindowBatch:
 
     Attributes:
         boxes: ``[n, 4]`` in scene pixels.
+        valid: ``[n]`` valid part of each, 0..1; of a window that reaches beyond the scene, of what lies inside.
         chips: ``[n, C, S, S]`` normalised, on the device.
     """
 
     boxes: npt.NDArray[np.float64]
+    valid: npt.NDArray[np.float64]
     chips: Tensor
 
 
@@ -79,23 +81,25 @@ class Engine:
         held: list[Tensor] = []
         where: list[npt.NDArray[np.float64]] = []
         count = 0
-        for tile_boxes, pixels, corners in self._tiles(scene, radiometry, window, size, stride):
-            where.append(tile_boxes)
+        for places, pixels, corners in self._tiles(scene, radiometry, window, size, stride):
+            where.append(places)
             for y, x in corners:
                 held.append(pixels[:, y : y + size, x : x + size])
                 count += 1
                 if count == self.batch_size:
                     every = np.concatenate(where)
-                    yield WindowBatch(every[:count], torch.stack(held))
+                    yield WindowBatch(every[:count, :4], every[:count, 4], torch.stack(held))
                     where, held, count = [every[count:]], [], 0
             # A view would keep its whole tile in memory until the batch is full.
             held = [chip.clone() for chip in held]
         if count:
-            yield WindowBatch(np.concatenate(where), torch.stack(held))
+            every = np.concatenate(where)
+            yield WindowBatch(every[:, :4], every[:, 4], torch.stack(held))
 
     def _tiles(
         self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
     ) -> Iterator[tuple[npt.NDArray[np.float64], Tensor, list[tuple[int, int]]]]:
+        """Boxes and valid parts ``[n, 5]`` of a tile's windows, its pixels, and where in them each window begins."""
         x0, y0, x1, y1 = scene.aoi
         # A scene smaller than a window stands in the middle of the only one.
         left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
@@ -109,16 +113,17 @@ class Engine:
                     if not valid.any():
                         continue
                     found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
-                    keep = self._compared(valid, row, column, found, scene, size)
+                    share = self._valid(valid, row, column, found, scene, size)
+                    keep = share >= self.min_valid - 1e-6
                     if not keep.any():
                         continue
                     # The tile travels as it is stored; it becomes float on the device.
                     stored = torch.from_numpy(radiometry.fill(raw, valid)).to(self.device)
                     pixels = resize(radiometry.normalise(stored)[None], row.level_length, column.level_length)[0]
                     corners = [(int(row.offsets[i]), int(column.offsets[j])) for i, j in np.argwhere(keep)]
-                    yield found[keep.ravel()], pixels, corners
+                    yield np.column_stack([found, share.ravel().clip(0, 1)])[keep.ravel()], pixels, corners
 
-    def _compared(
+    def _valid(
         self,
         valid: npt.NDArray[np.bool_],
         row: grid.AxisTile,
@@ -126,11 +131,11 @@ class Engine:
         boxes: npt.NDArray[np.float64],
         scene: Scene,
         size: int,
-    ) -> npt.NDArray[np.bool_]:
-        """Which windows ``[rows, columns]`` of a tile hold enough valid pixels."""
+    ) -> npt.NDArray[np.float64]:
+        """The valid part of the windows ``[rows, columns]`` of a tile; of those beyond the scene, of what is inside."""
         shape = len(row.offsets), len(column.offsets)
         if valid.all():
-            return np.ones(shape, dtype=bool)
+            return np.ones(shape)
         total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1))
         total[1:, 1:] = valid.cumsum(0).cumsum(1)
         for tile in (row, column):
@@ -141,4 +146,4 @@ class Engine:
             total = (at[1] - at[0]).T
         x0, y0, x1, y1 = scene.aoi
         inside = np.minimum(boxes[:, 2:], [x1, y1]) - np.maximum(boxes[:, :2], [x0, y0])
-        return np.asarray(total >= self.min_valid * inside.prod(axis=1).reshape(shape) - 1e-6)
+        return np.asarray(total / np.maximum(inside.prod(axis=1).reshape(shape), 1e-9))
