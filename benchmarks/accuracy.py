@@ -27,7 +27,7 @@ from siamese_sat.data.chip import ChipSpec
 from siamese_sat.data.radiometry import band_names, estimate, for_imagenet_weights
 from siamese_sat.data.scene import Scene, open_scene
 from siamese_sat.device import pick_device, pick_precision
-from siamese_sat.evaluate import evaluate
+from siamese_sat.evaluate import ClassEvaluation, evaluate
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
@@ -45,6 +45,8 @@ COCO = {
     "turbines": "wind_turbines",
 }
 CLASSES = (*COCO, "boats")
+# F1 at the threshold in use should be at least this part of the best.
+WITHIN = 0.85
 # --quick: so many test scenes, cut to so many pixels a side round the densest labels.
 QUICK = {"aircraft": (6, 1280), "tanks": (5, 512), "ships": (24, 512), "pools": (30, 512), "turbines": (50, 300)}
 
@@ -127,11 +129,20 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
                 "class": name, "method": method_name, "exemplars": int(count), "draw": int(number),
                 "objects": entry.objects, "ap50": 100 * entry.ap50, "ap": 100 * entry.ap,
                 "centre_ap": 100 * entry.ap_centre, "f1": entry.f1, "best_f1": entry.best_f1,
-                "best_threshold": entry.best_threshold, "seconds": seconds,
+                "best_threshold": entry.best_threshold, **_band(entry), "recall_at_1_fp": entry.recall_at_1_fp,
+                "calibration_error": entry.calibration_error, "seconds": seconds,
                 **_known(method, drawn),
             }
         )  # fmt: skip
     return rows
+
+
+def _band(entry: ClassEvaluation) -> dict[str, float]:
+    """Between which thresholds F1 is within 15 % of the best."""
+    kept = np.arange(1, len(entry.curve.score) + 1)
+    f1 = 2 * entry.curve.precision * kept / (kept + entry.objects)
+    good = entry.curve.score[f1 >= WITHIN * entry.best_f1]
+    return {"good_from": float(good.min()), "good_to": float(good.max())} if len(good) else {}
 
 
 def _known(method: object, drawn: str) -> dict[str, float]:
@@ -140,7 +151,8 @@ def _known(method: object, drawn: str) -> dict[str, float]:
     for template in getattr(method, "templates", []):
         if template.name == drawn:
             found["left_out"] = float(np.median(template.left_out)) if len(template.left_out) else float("nan")
-            for q in (0.5, 0.9, 0.99, 0.999):
+            found["raw_threshold"] = template.curve.threshold
+            for q in (0.5, 0.9, 0.98, 0.985, 0.99, 0.993, 0.995, 0.998, 0.999):
                 found[f"background_{q}"] = float(np.quantile(template.background, q))
     return found
 
@@ -155,7 +167,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         for (_, _, name), row in part.iterrows():
             s = spread.loc[(method, count, name)]
             close = rows[(rows.method == method) & (rows.exemplars == count) & (rows["class"] == name)]
-            within = (close.f1 >= 0.85 * close.best_f1).sum()
+            within = (close.f1 >= WITHIN * close.best_f1).sum()
             lines.append(
                 [method, count, name, f"{row.ap50:.1f} ± {s.ap50:.1f}", f"{row.centre_ap:.1f} ± {s.centre_ap:.1f}",
                  f"{row.ap:.1f}", f"{row.f1:.2f}", f"{row.best_f1:.2f}", f"{row.best_threshold:.2f}",

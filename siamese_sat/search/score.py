@@ -1,7 +1,8 @@
 """From a template's raw score to a probability, without any labelled scene.
 
 Two things are known before a search: how the exemplars score each other when each is left out in turn, and how random
-places of the searched scenes score. The best threshold lies between the two, near their geometric mean.
+places of the searched scenes score. The threshold is what few random places reach, or, where the exemplars resemble
+each other closely, a part of what they score.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy.typing as npt
 AT_THRESHOLD = 0.3
 # Of random places, so many score below what counts as ordinary.
 ORDINARY = 0.99
+# Of what an exemplar scores by the others, so much is asked of a place.
+ASKED = 0.75
 # A single exemplar cannot be left out: the threshold is then this many times what is ordinary.
 ALONE = 1.3
 # Where even that is unknown, in scenes too small to sample.
@@ -54,9 +57,7 @@ def fit_curve(left_out: npt.NDArray[np.float64], background: npt.NDArray[np.floa
         background: scores of local maxima at random places of the searched scenes; may be empty.
     """
     ordinary = max(float(np.quantile(background, ORDINARY)), 1e-3) if len(background) else None
-    alike = max(float(np.median(left_out)), 1e-3) if len(left_out) else None
-    if ordinary is not None and alike is not None:
-        return ScoreCurve(float(np.sqrt(ordinary * alike)))
-    if alike is not None:
-        return ScoreCurve(0.8 * alike)
+    asked = max(ASKED * float(np.median(left_out)), 1e-3) if len(left_out) else None
+    if asked is not None:
+        return ScoreCurve(max(asked, ordinary or 0.0))
     return ScoreCurve(ALONE * ordinary) if ordinary is not None else ScoreCurve()

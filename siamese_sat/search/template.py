@@ -1,8 +1,9 @@
 """Search by spatial templates: an exemplar is a patch of feature cells, matched densely over scenes.
 
 Pooling a window to one vector throws away where things are in it, so that an aircraft's corner scores like its centre.
-A template keeps it. Exemplars brought to one size become 9 x 9 cells of a middle stage, in several rotations; the score
-of a place is the cosine with the best rotation of an exemplar, averaged over exemplars.
+A template keeps it. Exemplars brought to one size become 9 x 9 cells of a middle stage, in several rotations. What they
+have in common is matched everywhere; at the peaks, each exemplar is compared in its own best rotation, and the score is
+the mean of these cosines.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.model.checkpoint import TrainedModel
-from siamese_sat.search.dense import UNIT, FeatureTile, Span, feature_tiles, features, read_level, valid_share
+from siamese_sat.search.background import sample_background, whole
+from siamese_sat.search.consensus import Consensus, find_consensus
+from siamese_sat.search.dense import UNIT, FeatureTile, feature_tiles, features
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.ladder import ladder
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
+from siamese_sat.search.peak import local_maxima, patches_at, vertex
 from siamese_sat.search.score import ScoreCurve, fit_curve
 from siamese_sat.search.whiten import fit_whitening
+
+FloatArray = npt.NDArray[np.float64]
+
+# Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
+CLOSER = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ class Template:
 
     Attributes:
         name: of the class.
-        patches: ``[exemplars, views, D, cells, cells]``, each of unit length.
+        consensus: its exemplars, turned alike.
+        sizes: ``[exemplars]`` longer sides in scene pixels.
         sides: ``[exemplars, views, 2]`` width and height of the thing in that view, in level pixels.
         trust: ``[exemplars, views]`` how much the view says of width and height.
         steps: levels to search, scene pixels per 128 level pixels.
@@ -47,12 +58,13 @@ class Template:
     """
 
     name: str
-    patches: Tensor
-    sides: npt.NDArray[np.float64]
-    trust: npt.NDArray[np.float64]
+    consensus: Consensus
+    sizes: FloatArray
+    sides: FloatArray
+    trust: FloatArray
     steps: tuple[int, ...]
-    left_out: npt.NDArray[np.float64]
-    background: npt.NDArray[np.float64]
+    left_out: FloatArray
+    background: FloatArray
     curve: ScoreCurve
 
 
@@ -68,6 +80,7 @@ class TemplateSearch:
         scale_step: ratio of neighbouring levels.
         min_levels: levels on either side of the median exemplar, at least.
         max_levels: at most.
+        size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
         dimensions: of a whitened cell.
         shrinkage: of the whitening.
         oblique_trust: weight of views between quarter turns in the vote on the box.
@@ -86,11 +99,12 @@ class TemplateSearch:
     scale_step: float = 1.25
     min_levels: int = 2
     max_levels: int = 4
+    size_spread: float = 1.2
     dimensions: int = 128
     shrinkage: float = 0.1
     oblique_trust: float = 0.1
     box_scale: float = 1.1
-    samples: int = 48
+    samples: int = 96
     least: float = 0.02
     most: int = 2000
     tile: int = 1024
@@ -108,15 +122,21 @@ class TemplateSearch:
         """Learns the background of ``scenes`` and turns exemplars into templates."""
         if not exemplars:
             raise InputError("Template search needs exemplars; give some, or search with search/method=window.")
-        if self.cells % 2 == 0 or self.cells < 1 or self.views < 1 or self.scale_step <= 1:
-            raise InputError("search.method: cells must be odd, views 1 or more, and scale_step above 1.")
+        if self.cells % 2 == 0 or self.cells < 1 or self.views < 1 or self.scale_step <= 1 or self.size_spread <= 0:
+            raise InputError(
+                "search.method: cells must be odd, views 1 or more, scale_step above 1 and size_spread above 0."
+            )
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
-        steps = self._ladder(groups)
-        samples = list(self._background(scenes, sorted({s for found in steps.values() for s in found})))
-        self.whitening = fit_whitening((f[:, good][:, :, None] for f, good in samples), self.dimensions, self.shrinkage)
-        whole = [self.whitening(f) for f, good in samples if bool(good.all()) and min(f.shape[1:]) > self.cells + 1]
-        self.templates = [self._template(name, group, steps[name], whole) for name, group in groups.items()]
+        sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
+        steps = ladder(sizes, self.object_size, self.scale_step, self.min_levels, self.max_levels)
+        every = sorted({s for found in steps.values() for s in found})
+        samples = list(sample_background(engine, scenes, radiometry_of, every, self.stage, self.samples, self.seed))
+        self.whitening = fit_whitening(
+            (s.features[:, s.good][:, :, None] for s in samples), self.dimensions, self.shrinkage
+        )
+        background = whole([(self.whitening(s.features), s) for s in samples], self.cells + 2)
+        self.templates = [self._template(name, group, steps[name], background) for name, group in groups.items()]
 
     @property
     def classes(self) -> list[str]:
@@ -150,143 +170,107 @@ class TemplateSearch:
                 min_valid=self.engine.min_valid,
             ):
                 cells = self.whitening(tile.features)
-                energy = self._energy(cells)
-                for number, template in wanted:
-                    yield self._peaks(scene, tile, cells, energy, step, number, template, thresholds[template.name])
+                for (number, template), (score, view) in zip(
+                    wanted, self._match(cells, [t for _, t in wanted]), strict=True
+                ):
+                    yield self._peaks(
+                        scene, tile, cells, score, view, step, number, template, thresholds[template.name]
+                    )
 
     def _peaks(
         self,
         scene: Scene,
         tile: FeatureTile,
         cells: Tensor,
-        energy: Tensor,
+        score: Tensor,
+        view: Tensor,
         step: int,
         number: int,
         template: Template,
         threshold: float,
     ) -> Candidates:
         """Local maxima of one class in one tile; scores are known one cell beyond the tile's border."""
-        by_exemplar, view = self._match(cells, energy, template)
-        score = by_exemplar.mean(0)
-        around = F.max_pool2d(score[None, None], 3, stride=1)[0, 0]
-        inner = score[1:-1, 1:-1]
-        peak = (inner >= around) & (inner >= max(self.least, template.curve.raw(threshold)))
-        peak &= torch.from_numpy(tile.valid).to(peak.device)
-        y, x = torch.nonzero(peak, as_tuple=True)
-        if len(y) > self.most:
-            best = inner[y, x].topk(self.most).indices
-            y, x = y[best], x[best]
-        dy, dx = _vertex(score, y + 1, x + 1)
-        values = by_exemplar[:, y + 1, x + 1].double().cpu().numpy()
-        views = view[:, y + 1, x + 1].cpu().numpy()
-        sides = self._vote(template, values, views) * self.box_scale * step / UNIT
+        raw = template.curve.raw(threshold)
+        y, x = local_maxima(score, max(self.least, CLOSER * raw), torch.from_numpy(tile.valid), self.most)
+        dy, dx = vertex(score, y + 1, x + 1)
+        values, views = self._closer(template, patches_at(cells, y + 1, x + 1, self.cells), step)
         # A cell is centred on a pixel's middle, hence the half.
         stride = STRIDES[self.stage]
         column = (x + dx).double().cpu().numpy() + tile.x_first
         row = (y + dy).double().cpu().numpy() + tile.y_first
         centre = np.stack([column, row], axis=1) * stride + 0.5
         centre = centre * step / UNIT + np.asarray(scene.aoi[:2], dtype=float)
-        boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
-        raw = values.mean(axis=0)
-        return Candidates(boxes, boxes, np.full(len(boxes), number), template.curve(raw))
+        sides = self._vote(template, values, views) * self.box_scale * step / UNIT
+        found = values.mean(axis=1)
+        keep = found >= max(self.least, raw)
+        boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)[keep]
+        return Candidates(boxes, boxes, np.full(len(boxes), number), template.curve(found[keep]))
 
-    def _match(self, cells: Tensor, energy: Tensor, template: Template) -> tuple[Tensor, Tensor]:
-        """Cosine of every place with each exemplar's best view ``[exemplars, h, w]``, and which view that is."""
-        exemplars, views = template.patches.shape[:2]
-        kernels = template.patches.flatten(0, 1)
-        found = F.conv2d(cells[None].to(self.engine.dtype), kernels.to(self.engine.dtype))[0].float()
+    def _match(self, cells: Tensor, templates: Sequence[Template]) -> list[tuple[Tensor, Tensor]]:
+        """Cosine ``[h, w]`` of every place with what each template's exemplars share, and the view it is best in."""
+        dtype, views = self.engine.dtype, self.views
+        kernels = torch.cat([t.consensus.kernels for t in templates]).to(dtype)
+        weights = torch.cat([t.consensus.weights for t in templates])[:, None]
+        found = F.conv2d(cells[None].to(dtype), kernels)[0].float()
+        energy = F.conv2d(cells.square().sum(0)[None, None], weights)[0]
         cosine = found / energy.clamp(min=1e-12).sqrt()
-        best, view = cosine.unflatten(0, (exemplars, views)).max(dim=1)
-        return best, view
+        return [(s, v) for s, v in (one.max(dim=0) for one in cosine.split(views))]
 
-    def _vote(
-        self, template: Template, scores: npt.NDArray[np.float64], views: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
+    def _closer(self, template: Template, places: Tensor, step: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """Every exemplar's own score ``[n, exemplars]`` of places ``[n, D, cells, cells]``, and its best view.
+
+        The score is the cosine, less where the place's size is far from the exemplar's: a Gaussian of the logarithm of
+        their ratio.
+        """
+        cosine, view = template.consensus.cosines(places).max(dim=2)
+        off = np.log(self.object_size * step / UNIT / template.sizes) / self.size_spread
+        return cosine.double().cpu().numpy() * np.exp(-(off**2) / 2), view.cpu().numpy()
+
+    def _vote(self, template: Template, scores: FloatArray, views: npt.NDArray[np.int64]) -> FloatArray:
         """Width and height ``[n, 2]`` in level pixels: the mean of logs over exemplars, the better heard more."""
-        exemplar = np.arange(len(scores))[:, None]
+        exemplar = np.arange(scores.shape[1])[None]
         logs = np.log(template.sides)[exemplar, views]
-        weight = np.exp(10 * (scores - scores.max(axis=0, initial=-1.0))) * template.trust[exemplar, views]
-        mean: npt.NDArray[np.float64] = np.exp((logs * weight[..., None]).sum(0) / weight.sum(0)[:, None])
+        weight = np.exp(10 * (scores - scores.max(axis=1, keepdims=True))) * template.trust[exemplar, views]
+        mean: FloatArray = np.exp((logs * weight[..., None]).sum(1) / weight.sum(1)[:, None])
         return mean
 
-    def _ladder(self, groups: Mapping[str, Sequence[Exemplar]]) -> dict[str, tuple[int, ...]]:
-        """Levels per class, on one ladder for all of them so that classes share feature maps."""
-        sizes = {n: np.array([max(sides_of(e)) for e in group]) for n, group in groups.items()}
-        anchor = float(np.median(next(iter(sizes.values()))))
-        found = {}
-        for name, longer in sizes.items():
-            ratio = math.log(self.scale_step)
-            middle = round(math.log(float(np.median(longer)) / anchor) / ratio)
-            low = math.floor(math.log(longer.min() / anchor) / ratio + 0.5) - 1
-            high = math.floor(math.log(longer.max() / anchor) / ratio + 0.5) + 1
-            low = max(min(low, middle - self.min_levels), middle - self.max_levels)
-            high = min(max(high, middle + self.min_levels), middle + self.max_levels)
-            wanted = (anchor * self.scale_step**k / self.object_size * UNIT for k in range(low, high + 1))
-            found[name] = tuple(sorted({max(1, round(s)) for s in wanted}))
-        return found
-
-    def _background(self, scenes: Sequence[Scene], steps: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features ``[C, h, w]`` of random places of the scenes at random levels, and which cells are valid."""
-        rng = np.random.default_rng(self.seed)
-        stride = STRIDES[self.stage]
-        around = math.ceil(self.engine.embedder.backbone.reach(self.stage) / stride)
-        size = 24 * stride
-        areas = np.array([s.megapixels for s in scenes])
-        drawn = np.sort(rng.choice(len(scenes), self.samples, p=areas / areas.sum()))
-        for number in np.unique(drawn):
-            scene = scenes[number]
-            radiometry = self.radiometry_of(scene)
-            x0, y0, x1, y1 = scene.aoi
-            with SceneReader(scene) as reader:
-                for _ in range(int((drawn == number).sum())):
-                    step = int(rng.choice(steps))
-                    spans = []
-                    for length in (x1 - x0, y1 - y0):
-                        level = math.ceil(length * UNIT / step)
-                        start = int(rng.integers(0, max(1, level - size))) // stride * stride
-                        stop = max(start + stride, min(start + size, level // stride * stride))
-                        spans.append(Span(0, 0, 0, start - around * stride, stop + around * stride))
-                    pixels, valid = read_level(reader, radiometry, step, spans[0], spans[1], self.engine.device)
-                    inner = features(self.engine, pixels, self.stage)[:, around:-around, around:-around]
-                    share = valid_share(valid, stride)[around:-around, around:-around]
-                    good = (share[: inner.shape[1], : inner.shape[2]] >= self.engine.min_valid).to(inner.device)
-                    if good.any():
-                        yield inner, good
-
     def _template(
-        self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[Tensor]
+        self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[tuple[Tensor, int]]
     ) -> Template:
-        patches = torch.stack([self._patches(e) for e in exemplars])
-        lean = [
-            lean_of(patches[i, 0], sides_of(e), STRIDES[self.stage], self.object_size) for i, e in enumerate(exemplars)
-        ]
-        unit = F.normalize(patches.flatten(2), dim=2).reshape(patches.shape)
-        sides, trust = zip(
-            *(
-                view_sides(sides_of(e), rho, self.views, self.object_size, self.oblique_trust)
-                for e, rho in zip(exemplars, lean, strict=True)
-            ),
-            strict=True,
-        )
-        cosine = torch.einsum("ad,bvd->abv", unit[:, 0].flatten(1), unit.flatten(2)).amax(2).cpu().numpy()
-        count = len(exemplars)
-        alone = cosine.sum(1) - cosine.diagonal()
-        left_out = alone.astype(np.float64) / (count - 1) if count > 1 else np.empty(0)
-        found = Template(name, unit, np.stack(sides), np.stack(trust), steps, left_out, np.empty(0), ScoreCurve())
-        peaks = [self._background_peaks(cells, found) for cells in background]
-        around = np.concatenate(peaks) if peaks else np.empty(0)
-        return replace(found, background=around, curve=fit_curve(left_out, around))
+        cells = torch.stack([self._patches(e) for e in exemplars])
+        consensus = find_consensus(cells)
+        sides: list[FloatArray] = []
+        trust: list[FloatArray] = []
+        for own, exemplar, shift in zip(cells, exemplars, consensus.shift, strict=True):
+            lean = lean_of(own[0], sides_of(exemplar), STRIDES[self.stage], self.object_size)
+            found = view_sides(sides_of(exemplar), lean, self.views, self.object_size, self.oblique_trust)
+            for kept, values in zip((sides, trust), found, strict=True):
+                kept.append(np.roll(values, -int(shift), axis=0))
+        sizes = np.array([max(sides_of(e)) for e in exemplars])
+        empty = np.empty(0)
+        template = Template(name, consensus, sizes, np.stack(sides), np.stack(trust), steps, empty, empty, ScoreCurve())
+        left_out = self._left_out(template, cells)
+        peaks = [self._background_peaks(template, place, step) for place, step in background if step in steps]
+        around = np.concatenate(peaks) if peaks else empty
+        return replace(template, left_out=left_out, background=around, curve=fit_curve(left_out, around))
 
-    def _background_peaks(self, cells: Tensor, template: Template) -> npt.NDArray[np.float64]:
+    def _left_out(self, template: Template, cells: Tensor) -> FloatArray:
+        """Score of each exemplar by a template of the others."""
+        count = len(cells)
+        found = []
+        for i in range(count if count > 1 else 0):
+            others = [j for j in range(count) if j != i]
+            rest = replace(template, consensus=find_consensus(cells[others]), sizes=template.sizes[others])
+            own_step = template.sizes[i] * UNIT / self.object_size
+            found.append(self._closer(rest, cells[i, :1], own_step)[0].mean())
+        return np.asarray(found, dtype=np.float64)
+
+    def _background_peaks(self, template: Template, cells: Tensor, step: int) -> FloatArray:
         """Scores of local maxima in one sample of the background."""
-        score = self._match(cells, self._energy(cells), template)[0].mean(0)
-        inner = score[1:-1, 1:-1]
-        peak = inner >= F.max_pool2d(score[None, None], 3, stride=1)[0, 0]
-        return inner[peak].double().cpu().numpy()
-
-    def _energy(self, cells: Tensor) -> Tensor:
-        """Squared length of the patch round every place."""
-        return F.avg_pool2d(cells.square().sum(0)[None, None], self.cells, stride=1)[0, 0] * self.cells**2
+        [(score, _)] = self._match(cells, [template])
+        inside = torch.ones(score.shape[0] - 2, score.shape[1] - 2, dtype=torch.bool)
+        y, x = local_maxima(score, -1.0, inside, self.most)
+        return np.asarray(self._closer(template, patches_at(cells, y + 1, x + 1, self.cells), step)[0].mean(axis=1))
 
     def _patches(self, exemplar: Exemplar) -> Tensor:
         """Whitened cells ``[views, D, cells, cells]`` of an exemplar at the common size, in every view."""
@@ -309,12 +293,3 @@ class TemplateSearch:
             share = turned[-1][half % stride :: stride, half % stride :: stride][inner, inner]
             found.append(cells * (share > 0.5))
         return torch.stack(found)
-
-
-def _vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset in cells, within half a cell, of the parabola's top through each peak and its neighbours, per axis."""
-    found = []
-    for before, after in ((score[y - 1, x], score[y + 1, x]), (score[y, x - 1], score[y, x + 1])):
-        bend = 2 * score[y, x] - before - after
-        found.append(((after - before) / (2 * bend.clamp(min=1e-9))).clamp(-0.5, 0.5))
-    return found[0], found[1]

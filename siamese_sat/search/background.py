@@ -1,0 +1,91 @@
+"""What the searched scenes look like at random places: the ordinary, from which things must stand out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.dense import UNIT, Span, features, read_level, valid_share
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.method import RadiometryOf
+
+# Cells along the side of a sampled place.
+SIDE = 24
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A random place.
+
+    Attributes:
+        features: ``[C, h, w]``.
+        good: ``[h, w]`` which cells lie on valid pixels.
+        step: of its level.
+    """
+
+    features: Tensor
+    good: Tensor
+    step: int
+
+
+def sample_background(
+    engine: Engine,
+    scenes: Sequence[Scene],
+    radiometry_of: RadiometryOf,
+    steps: Sequence[int],
+    stage: str,
+    count: int,
+    seed: int = 0,
+) -> Iterator[Sample]:
+    """Places drawn evenly over the scenes' area, the levels taken in turn; those without a valid cell are left out.
+
+    Args:
+        engine: runs the network.
+        scenes: each is opened once at most.
+        radiometry_of: normalises a scene.
+        steps: of the levels.
+        stage: of the backbone.
+        count: places to draw.
+        seed: the same seed draws the same places.
+    """
+    rng = np.random.default_rng(seed)
+    stride = STRIDES[stage]
+    around = math.ceil(engine.embedder.backbone.reach(stage) / stride)
+    areas = np.array([s.megapixels for s in scenes])
+    drawn = np.sort(rng.choice(len(scenes), count, p=areas / areas.sum()))
+    level = rng.permutation(np.arange(count) % len(steps))
+    for number in np.unique(drawn):
+        scene = scenes[number]
+        radiometry = radiometry_of(scene)
+        with SceneReader(scene) as reader:
+            for step in (steps[i] for i in level[drawn == number]):
+                column, row = (_span(n, step, stride, around, rng) for n in _size(scene))
+                pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
+                inner = features(engine, pixels, stage)[:, around:-around, around:-around]
+                share = valid_share(valid, stride)[around:-around, around:-around]
+                good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
+                if good.any():
+                    yield Sample(inner, good, step)
+
+
+def _size(scene: Scene) -> tuple[int, int]:
+    x0, y0, x1, y1 = scene.aoi
+    return x1 - x0, y1 - y0
+
+
+def _span(length: int, step: int, stride: int, around: int, rng: np.random.Generator) -> Span:
+    level, side = math.ceil(length * UNIT / step), SIDE * stride
+    start = int(rng.integers(0, max(1, level - side))) // stride * stride
+    stop = max(start + stride, min(start + side, level // stride * stride))
+    return Span(0, 0, 0, start - around * stride, stop + around * stride)
+
+
+def whole(samples: Sequence[tuple[Tensor, Sample]], least: int) -> list[tuple[Tensor, int]]:
+    """Cells and step of the samples that are valid everywhere and at least so many cells a side."""
+    return [(cells, s.step) for cells, s in samples if bool(s.good.all()) and min(cells.shape[1:]) >= least]

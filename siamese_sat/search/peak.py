@@ -1,0 +1,39 @@
+"""Where a score map has its peaks, and what lies there."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def local_maxima(score: Tensor, least: float, valid: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of places that no neighbour exceeds, the ``most`` best.
+
+    Args:
+        score: ``[h + 2, w + 2]``: one more than is asked for on all sides, so that a border is no peak by itself.
+        least: score of a peak.
+        valid: ``[h, w]`` where one may be.
+        most: how many at most.
+    """
+    inner = score[1:-1, 1:-1]
+    peak = (inner >= F.max_pool2d(score[None, None], 3, stride=1)[0, 0]) & (inner >= least) & valid.to(score.device)
+    y, x = torch.nonzero(peak, as_tuple=True)
+    if len(y) > most:
+        best = inner[y, x].topk(most).indices
+        y, x = y[best], x[best]
+    return y, x
+
+
+def vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Offset in cells, within half a cell, of the parabola's top through each peak and its neighbours, per axis."""
+    found = []
+    for before, after in ((score[y - 1, x], score[y + 1, x]), (score[y, x - 1], score[y, x + 1])):
+        bend = 2 * score[y, x] - before - after
+        found.append(((after - before) / (2 * bend.clamp(min=1e-9))).clamp(-0.5, 0.5))
+    return found[0], found[1]
+
+
+def patches_at(cells: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
+    """Patches ``[N, D, size, size]`` of cells ``[D, H, W]`` with their first row and column at ``y`` and ``x``."""
+    return cells.unfold(1, size, 1).unfold(2, size, 1)[:, y, x].transpose(0, 1)
