@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -20,46 +17,23 @@ from siamese_sat.data.scene import Scene, SceneReader, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
 from siamese_sat.errors import InputError
-from siamese_sat.evaluate import Evaluation
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
-from siamese_sat.progress import console
-from siamese_sat.report.render import rgb_bands
-from siamese_sat.report.results import Results, write_results
-from siamese_sat.report.table import class_table
-from siamese_sat.search.detect import check_threshold
+from siamese_sat.outcome import SearchResult, conclude
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.method import RadiometryOf, SearchMethod
-from siamese_sat.search.run import search_scenes
+from siamese_sat.search.unlike import Unlike
 from siamese_sat.settings import check_search
-from siamese_sat.truth import evaluate_search, read_truth
+from siamese_sat.shown import read_shown
+
+__all__ = ["SearchResult", "search"]
 
 log = logging.getLogger(__name__)
 
 # Further from the training scenes than this, in their standard deviations, and the embedder sees another world.
 FAR = 2.0
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        detections: rows as in detections.csv, best first.
-        failed: scenes that could not be searched, with the reason.
-        evaluation: against ``truth``, or None.
-        folder: where the files are.
-        files: what was written.
-    """
-
-    detections: pd.DataFrame
-    failed: Mapping[str, str]
-    evaluation: Evaluation | None
-    folder: Path
-    files: list[Path] = field(default_factory=list)
 
 
 def search(cfg: DictConfig) -> SearchResult:
@@ -77,17 +51,21 @@ def search(cfg: DictConfig) -> SearchResult:
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.radiometry not in ("model", "per_scene"):
         raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
+    if cfg.index is not None:
+        from siamese_sat.archive import ask_archive  # it is made of what stands here
+
+        return ask_archive(cfg, folder)
     model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
-    bands = _bands(cfg, model)
+    bands = find_bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
     if cfg.search.method._target_.endswith("TemplateSearch"):
         # It looks at all scenes before it searches one: those that cannot be read leave first.
-        for name, reason in _unreadable(scenes).items():
+        for name, reason in unreadable(scenes).items():
             failed[scenes.pop(name).path] = reason
         if not scenes:
             raise InputError(next(iter(failed.values())))
     if model is None:
-        model = _untrained(cfg, bands, list(scenes.values()))
+        model = untrained(cfg, bands, list(scenes.values()))
     elif not model.prototypes:
         log.warning(
             "%s is of a run that did not end: it has no calibration, so window scores are (cosine + 1) / 2. "
@@ -95,47 +73,42 @@ def search(cfg: DictConfig) -> SearchResult:
         )  # fmt: skip
     if cfg.ckpt_path is not None and cfg.radiometry == "model":
         _warn_of_strange_scenes(scenes, model.radiometry)
+    engine = make_engine(cfg, model)
+    exemplars, negatives = read_shown(cfg, bands, model.chip, _scene_of(cfg, scenes))
+    method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    if negatives:
+        method = Unlike(method, negatives)
+    method.prepare(model, engine, exemplars, radiometry_rule(cfg.radiometry, model), list(scenes.values()))
+    return conclude(cfg, folder, model, method, scenes, failed)
+
+
+def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], Scene]:
+    """Finds the scenes of an earlier search's rows among those of this one."""
+
+    def find(name: str) -> Scene:
+        if name not in scenes:
+            raise InputError(f"{cfg.feedback.detections}: {name} is not among the scenes; search the same ones again.")
+        return scenes[name]
+
+    return find
+
+
+def make_engine(cfg: DictConfig, model: TrainedModel) -> Engine:
+    """The model's embedder, ready to run where ``search.device`` says."""
     device = pick_device(cfg.search.device)
     dtype = pick_precision(cfg.search.precision, device)
     deployed = DeployedEmbedder(model.embedder, device, dtype)
-    engine = Engine(deployed, device, dtype, cfg.search.batch_size, cfg.search.min_valid)
-    source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
-    exemplars = source.load(bands, cfg.alpha, model.chip) if source.given else []
-    method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
-    method.prepare(model, engine, exemplars, _radiometry_rule(cfg.radiometry, model), list(scenes.values()))
-    thresholds = _thresholds(cfg, model, method.classes)
-    # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
-    # for a lower score never suppresses a higher one.
-    least = thresholds if cfg.truth is None else dict.fromkeys(thresholds, 0.0)
-    labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
-    found = search_scenes(scenes, method, least, cfg.search.nms_iou)
-    ranked, failed = found.detections, {**failed, **found.failed}
-    wanted = np.array([thresholds[name] for name in ranked.class_name], dtype=float)
-    detections = ranked[ranked.score.to_numpy(float) >= wanted].reset_index(drop=True)
-    searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
-    console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
-    truth = labels[labels.filename.isin(list(searched))].reset_index(drop=True) if labels is not None else None
-    evaluation = evaluate_search(ranked, truth, searched, thresholds) if truth is not None else None
-    rgb = rgb_bands(model.radiometry.names)
-    results = Results(detections, searched, method.classes, truth, evaluation, ranked, rgb)
-    files = write_results(results, folder, **OmegaConf.to_container(cfg.output, resolve=True))  # type: ignore[arg-type]
-    for path, reason in failed.items():
-        log.error("Not searched: %s (%s)", path, reason)
-    log.info("%d detections in %d scene(s): %s", len(detections), len(searched), files[0])
-    pages = [f for f in files if f.suffix in (".html", ".gpkg")]
-    if pages:
-        log.info("Worth opening: %s", ", ".join(map(str, pages)))
-    return SearchResult(detections, failed, evaluation, folder, files)
+    return Engine(deployed, device, dtype, cfg.search.batch_size, cfg.search.min_valid)
 
 
-def _bands(cfg: DictConfig, model: TrainedModel | None) -> list[int]:
+def find_bands(cfg: DictConfig, model: TrainedModel | None) -> list[int]:
     """Band numbers of the searched scenes: as set, or as in training, or as the first scene suggests."""
     if cfg.bands is not None:
         bands = [int(b) for b in cfg.bands]
     elif model is not None:
         bands = list(model.bands)
     else:
-        bands = _guessed(list_scenes(_plain(cfg.scenes)))
+        bands = _guessed(list_scenes(plain(cfg.scenes)))
     if model is not None and len(bands) != len(model.bands):
         raise InputError(
             f"{cfg.ckpt_path} was trained on {len(model.bands)} band(s) ({', '.join(model.radiometry.names)}), but "
@@ -154,7 +127,7 @@ def _guessed(paths: Sequence[str]) -> list[int]:
     return guess_bands(paths[-1])
 
 
-def _unreadable(scenes: Mapping[str, Scene]) -> dict[str, str]:
+def unreadable(scenes: Mapping[str, Scene]) -> dict[str, str]:
     """Scenes whose pixels cannot be read at their first or last block, with the reason."""
     found = {}
     for name, scene in scenes.items():
@@ -168,15 +141,20 @@ def _unreadable(scenes: Mapping[str, Scene]) -> dict[str, str]:
     return found
 
 
-def _untrained(cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene]) -> TrainedModel:
-    """The backbone's own weights and the searched scenes' statistics, where no training has been."""
+def untrained(
+    cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene], known: Radiometry | None = None
+) -> TrainedModel:
+    """The backbone's own weights and the searched scenes' statistics, or known ones, where no training has been."""
     if cfg.model.weights is None:
         torch.manual_seed(0)
         log.warning("model.weights=null: features of random weights find much less than those of ImageNet's.")
     embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
+    if known is None:
+        found = estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4)
+        known = for_imagenet_weights(found, scenes[0].dtype)
     return TrainedModel(
         embedder=embedder.eval().requires_grad_(False),
-        radiometry=for_imagenet_weights(estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4), scenes[0].dtype),
+        radiometry=known,
         chip=instantiate(cfg.chip),
         bands=tuple(bands),
         classes=(),
@@ -188,7 +166,8 @@ def _plain_or_none(value: Any) -> Any:  # noqa: ANN401 - a window, or windows by
     return OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
 
 
-def _plain(spec: Any) -> Any:  # noqa: ANN401 - a path, or a list of them
+def plain(spec: Any) -> Any:  # noqa: ANN401 - a path, or a list of them
+    """The setting ``scenes`` without its config clothes."""
     if spec is None:
         raise InputError("No scenes are given; set scenes to a raster, a folder, a glob or a list of them.")
     return OmegaConf.to_object(spec) if OmegaConf.is_list(spec) else spec
@@ -198,7 +177,7 @@ def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], 
     """The scenes to search by the name that their detections carry, and those that cannot be opened."""
     opened: dict[str, Scene] = {}
     failed: dict[str, str] = {}
-    for name, path in scene_keys(list_scenes(_plain(cfg.scenes))).items():
+    for name, path in scene_keys(list_scenes(plain(cfg.scenes))).items():
         try:
             opened[name] = cut_to(open_scene(path, bands, cfg.alpha), _plain_or_none(cfg.aoi))
         except InputError as error:
@@ -208,18 +187,8 @@ def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], 
     return opened, failed
 
 
-def _thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]) -> dict[str, float]:
-    wanted = cfg.search.threshold
-    if wanted == "per_class":
-        return {c: model.thresholds.get(c, 0.3) for c in classes}
-    try:
-        given = {str(k): float(v) for k, v in wanted.items()} if OmegaConf.is_dict(wanted) else float(wanted)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"search.threshold={wanted} is no number, no {{class: number}} and not per_class.") from error
-    return check_threshold(given, classes)
-
-
-def _radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:
+def radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:
+    """How scenes are normalised, by ``radiometry``: all by the model's statistics, or each by its own."""
     if rule == "model":
         return lambda scene: model.radiometry
     known: dict[str, Radiometry] = {}

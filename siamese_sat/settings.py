@@ -63,6 +63,14 @@ SEARCH_WHOLE = {
     "search.method.samples": 1,
     "output.overlays": 0,
     "output.verdicts": 0,
+    "output.ranking": 1,
+    "indexing.stride": 1,
+    "indexing.dimensions": 2,
+    "indexing.exact_below": 0,
+    "query.candidates": 1,
+    "query.levels": 1,
+    "query.partitions": 1,
+    "query.refine": 1,
 }
 SEARCH_REAL = {
     "search.nms_iou": (0, 1),
@@ -73,8 +81,13 @@ SEARCH_REAL = {
     "search.method.box_scale": (0.1, 10),
     "search.method.tolerance": (0, 1),
     "chip.padding": (0, 5),
+    "indexing.shrinkage": (0, 1),
+    "query.least": (-1, 1),
 }
 SEARCH_CHOICES = {
+    "mode": ("search", "index", "info", "remove", "export", "import"),
+    "indexing.vectors": ("features", "embedding"),
+    "indexing.stage": ("layer1", "layer2", "layer3"),
     "alpha": ("auto", "mask", "data"),
     "radiometry": ("model", "per_scene"),
     "search.method.stage": ("layer1", "layer2", "layer3"),
@@ -123,6 +136,8 @@ def check_search(cfg: DictConfig) -> None:
     strange = sorted(set(map(str, vector)) - {"gpkg", "geojson", "parquet"})
     if strange:
         raise InputError(f"output.vector names {strange[0]!r}; known are geojson, gpkg, parquet.")
+    if cfg.mode != "search" and cfg.index is None:
+        raise InputError(f"mode={cfg.mode} is done with an index; set index=<folder or s3://>.")
     if cfg.search.threshold == "per_class" and not str(cfg.search.method._target_).endswith("WindowSearch"):
         raise InputError("search.threshold=per_class holds for search/method=window, on whose scores it was found.")
 

@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rasterio.windows import Window
 
-from siamese_sat import searching
+from siamese_sat import outcome
 from siamese_sat.data.chip import ChipSpec, cut_chip
 from siamese_sat.data.scene import SceneReader, open_scene
 from siamese_sat.errors import InputError
@@ -263,7 +263,7 @@ def test_pictures_take_their_colours_from_the_names_of_the_bands(
         shown.append(results.rgb)
         return write_results(results, folder, **options)
 
-    monkeypatch.setattr(searching, "write_results", watched)
+    monkeypatch.setattr(outcome, "write_results", watched)
     for bands in (("R", "G", "B", "NIR"), ("B", "G", "R", "NIR")):
         save_model(bands=bands)
         world.search()

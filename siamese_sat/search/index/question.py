@@ -1,0 +1,177 @@
+"""What is asked of an index: a vector per class and window size, and what its similarities mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from siamese_sat.errors import InputError
+from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.index.encoder import Encoder
+from siamese_sat.search.index.filters import Filter
+from siamese_sat.search.index.store import MAP, Probe, Store
+from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.patch import sides_of
+from siamese_sat.search.score import ScoreCurve, fit_curve
+
+Vector = npt.NDArray[np.float32]
+# How much the mean negative counts, of the mean positive (Rocchio 1971 took a quarter to a half).
+UNLIKE = 0.5
+# Windows of one size from which what is ordinary can be told.
+ENOUGH = 200
+
+
+@dataclass(frozen=True)
+class Question:
+    """One class at one window size.
+
+    Attributes:
+        name: of the class.
+        scale: side of the windows in pixels.
+        vector: ``[D]`` of unit length.
+        extent: width and height in pixels of the thing in such a window.
+        curve: similarity to score.
+    """
+
+    name: str
+    scale: int
+    vector: Vector
+    extent: tuple[float, float]
+    curve: ScoreCurve
+
+
+def questions(
+    exemplars: Sequence[Exemplar],
+    negatives: Sequence[Exemplar],
+    encoder: Encoder,
+    radiometry_of: RadiometryOf,
+    ordinary: tuple[Vector, npt.NDArray[np.int32]],
+    levels: int = 1,
+) -> list[Question]:
+    """Turns exemplars into questions.
+
+    A class is asked for at the window size nearest its exemplars' longer side (of pooled windows those that a thing
+    fills find it best), or at several. Its vector is the mean over its exemplars and their views, less half of the mean
+    over the negatives of its name and of names that no class has.
+
+    Args:
+        exemplars: of all classes.
+        negatives: what is unlike them.
+        encoder: as the index was made with.
+        radiometry_of: normalises a scene.
+        ordinary: see `Store.ordinary`.
+        levels: window sizes to ask at.
+
+    Raises:
+        InputError: an exemplar cannot be read.
+    """
+    found = []
+    groups = by_class(exemplars)
+    for name, group in groups.items():
+        sides = np.array([sides_of(e) for e in group])
+        longer = float(np.median(sides.max(axis=1)))
+        nearest = sorted(encoder.windows, key=lambda w: abs(np.log(w / longer)))
+        unlike = [e for e in negatives if e.class_name == name or e.class_name not in groups]
+        width, height = np.median(sides, axis=0).tolist()
+        for scale in nearest[: max(1, levels)]:
+            each = _unit(np.stack([_seen(e, encoder, radiometry_of, scale) for e in group]))
+            away = np.mean([_seen(e, encoder, radiometry_of, scale) for e in unlike], axis=0) if unlike else None
+            grown = scale / nearest[0]
+            found.append(
+                Question(
+                    name, int(scale), _less(each.mean(axis=0), away), (width * grown, height * grown),
+                    _curve(each, away, ordinary, scale),
+                )
+            )  # fmt: skip
+    return found
+
+
+def prototype_questions(
+    prototypes: Mapping[str, Vector],
+    extents: Mapping[str, tuple[float, float]],
+    windows: Sequence[int],
+    ordinary: tuple[Vector, npt.NDArray[np.int32]],
+) -> list[Question]:
+    """Questions after the classes that a training knows, for an index of its embeddings."""
+    found = []
+    for name, vector in prototypes.items():
+        scale = int(min(windows, key=lambda w: abs(np.log(w / max(extents[name])))))
+        unit = _unit(np.asarray(vector, np.float32))
+        found.append(Question(name, scale, unit, extents[name], _curve(unit[None], None, ordinary, scale)))
+    return found
+
+
+def ask(
+    store: Store, question: Question, chosen: Filter, count: int, least: float | None = None, probe: Probe | None = None
+) -> pd.DataFrame:
+    """The windows that answer a question best.
+
+    Args:
+        store: the index.
+        question: what is asked.
+        chosen: the part of the index that is asked.
+        count: windows at most.
+        least: similarity, -1..1, below which a window is no answer.
+        probe: see `Store.nearest`.
+
+    Returns:
+        Rows as `Store.nearest` gives them, best first, with ``score`` 0..1.
+    """
+    where = " AND ".join(filter(None, (f"scale = {question.scale}", chosen.where)))
+    known = set(chosen.scenes.scene)
+    asked = count
+    while True:
+        found = store.nearest(question.vector, asked, where, probe)
+        # Windows of a scene that is being indexed have no entry yet; those outside a bent area were in its box.
+        good = found.scene.isin(known).to_numpy() & chosen.inside(found[list(MAP)].to_numpy(float))
+        if good.sum() >= count or len(found) < asked:
+            break
+        asked *= 4
+    found = found[good][:count]
+    if least is not None:
+        found = found[found.similarity >= least]
+    found = found.reset_index(drop=True)
+    found["score"] = question.curve(found.similarity.to_numpy(float))
+    return found
+
+
+def check_sizes(exemplars: Sequence[Exemplar], windows: Sequence[int]) -> list[str]:
+    """Classes whose things are so much smaller or larger than every window that they are hardly seen."""
+    far = []
+    for name, group in by_class(exemplars).items():
+        longer = float(np.median([max(sides_of(e)) for e in group]))
+        if not min(windows) / 2 <= longer <= max(windows) * 1.5:
+            far.append(f"{name} ({longer:.0f} pixels)")
+    return far
+
+
+def _seen(exemplar: Exemplar, encoder: Encoder, radiometry_of: RadiometryOf, scale: int) -> Vector:
+    views = encoder.exemplar(exemplar, radiometry_of(exemplar.scene), scale)
+    return np.asarray(_unit(views.mean(axis=0)))
+
+
+def _less(towards: Vector, away: Vector | None) -> Vector:
+    towards = _unit(towards)
+    return towards if away is None else _unit(towards - UNLIKE * _unit(away))
+
+
+def _curve(each: Vector, away: Vector | None, ordinary: tuple[Vector, npt.NDArray[np.int32]], scale: int) -> ScoreCurve:
+    """Scores from how the exemplars find each other, and from how ordinary windows look to them."""
+    count = len(each)
+    left_out = (
+        [each[i] @ _less(np.delete(each, i, axis=0).mean(axis=0), away) for i in range(count)] if count > 1 else []
+    )
+    vectors, scales = ordinary
+    mine = vectors[scales == scale] if (scales == scale).sum() >= ENOUGH else vectors
+    if not len(mine):
+        raise InputError("The index is empty; give scenes to index.")
+    return fit_curve(np.asarray(left_out, float), (mine @ _less(each.mean(axis=0), away)).astype(float))
+
+
+def _unit(vectors: Vector) -> Vector:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(length, 1e-12), dtype=np.float32)

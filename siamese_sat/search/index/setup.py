@@ -1,0 +1,121 @@
+"""From a model and settings to what makes vectors, or the same again from what an index says of itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safetensors.torch import load, save
+
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
+from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoder, FeatureEncoder
+from siamese_sat.search.index.recipe import Recipe, weights_hash
+from siamese_sat.search.index.store import Store
+from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.whiten import Whitening
+
+log = logging.getLogger(__name__)
+
+# What a new index is made with where ``indexing`` leaves it open.
+WINDOWS = (64, 128, 256)
+STAGE, DIMENSIONS, SHRINKAGE = "layer2", 128, 0.3
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What makes an index's vectors.
+
+    Attributes:
+        recipe: what it is made with.
+        encoder: that does it.
+    """
+
+    recipe: Recipe
+    encoder: Encoder
+
+
+def draft(
+    model: TrainedModel,
+    origin: str,
+    per_scene: bool,
+    min_valid: float,
+    settings: Mapping[str, Any],
+    known: Recipe | None,
+) -> Recipe:
+    """What this run would make an index with.
+
+    Args:
+        model: of the run.
+        origin: the settings that gave the model, for the reader.
+        per_scene: see `Recipe`.
+        min_valid: see `Recipe`.
+        settings: ``vectors``, ``windows``, ``stride``, ``stage``, ``dimensions``; what is None is as the index has it.
+        known: what the index was made with, or None for a new one.
+
+    Raises:
+        InputError: a setting cannot be.
+    """
+
+    def choice(name: str, otherwise: Any) -> Any:  # noqa: ANN401 - a setting
+        value = settings.get(name)
+        return value if value is not None else getattr(known, name) if known is not None else otherwise
+
+    vectors = str(choice("vectors", "embedding" if model.path else "features"))
+    if vectors not in ("features", "embedding"):
+        raise InputError(f"indexing.vectors={vectors!r} is neither features nor embedding.")
+    if vectors == "embedding" and not model.path:
+        log.warning("Embeddings of an untrained head say little; indexing.vectors=features finds more.")
+    windows = tuple(sorted({int(w) for w in choice("windows", WINDOWS)}))
+    if not windows or windows[0] < 8:
+        raise InputError(f"indexing.windows={list(windows)} must list sides in pixels from 8 up.")
+    stage = str(choice("stage", STAGE))
+    size = int(model.embedder.spec.embedding_dim) if vectors == "embedding" else int(choice("dimensions", DIMENSIONS))
+    return Recipe(
+        vectors=vectors,
+        weights=weights_hash(model, stage if vectors == "features" else None),
+        model=origin,
+        spec=model.embedder.spec.to_dict(),
+        bands=tuple(model.bands),
+        radiometry=model.radiometry.to_dict(),
+        per_scene=per_scene,
+        chip=model.chip.size,
+        windows=windows,
+        stride=int(choice("stride", model.chip.size // 2)),
+        stage=stage,
+        dimensions=size,
+        min_valid=min_valid,
+    )
+
+
+def new_index(
+    store: Store, recipe: Recipe, engine: Engine, radiometry_of: RadiometryOf, scenes: Sequence[Scene], shrinkage: float
+) -> Setup:
+    """Makes an empty index; pooled features learn what is ordinary from these scenes, once and for ever."""
+    tensors = {}
+    if recipe.vectors == "features":
+        bare = FeatureEncoder(engine, recipe.windows, recipe.chip, recipe.stride, recipe.stage)
+        whitening = bare.fit(scenes, radiometry_of, recipe.dimensions, shrinkage)
+        recipe = replace(recipe, dimensions=whitening.axes.shape[1])  # no more than the stage has channels
+        tensors = {"mean": whitening.mean.cpu().contiguous(), "axes": whitening.axes.cpu().contiguous()}
+    store.create(recipe.to_dict(), save(tensors), recipe.dimensions)
+    return Setup(recipe, encoder_of(recipe, engine, save(tensors)))
+
+
+def encoder_of(recipe: Recipe, engine: Engine, tensors: bytes) -> Encoder:
+    """The encoder that an index was made with."""
+    if recipe.vectors == "embedding":
+        return EmbeddingEncoder(engine, recipe.windows, recipe.chip, recipe.stride)
+    held = {name: value.to(engine.device) for name, value in load(tensors).items()}
+    whitening = Whitening(held["mean"], held["axes"])
+    return FeatureEncoder(engine, recipe.windows, recipe.chip, recipe.stride, recipe.stage, whitening)
+
+
+def known_radiometry(recipe: Recipe) -> Radiometry:
+    """The radiometry that an index's vectors were made with."""
+    return Radiometry.from_dict(dict(recipe.radiometry))

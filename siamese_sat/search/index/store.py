@@ -1,0 +1,393 @@
+"""The index on disk or in an object store: windows, scenes, and what both were made with, as LanceDB tables.
+
+A scene's entry is written after its windows, so it is in the index whole or not at all: windows without an entry are
+those of a scene whose indexing (or removal) was cut short, no query shows them, and the next writer takes them away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from siamese_sat.data.source import REMOTE
+from siamese_sat.errors import InputError
+
+ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
+LEARNED, ORDINARY = "learned", "ordinary"
+MAP = ("map_x_min", "map_y_min", "map_x_max", "map_y_max")
+PLACE = ("scene", "x_min", "y_min", "x_max", "y_max", "scale", "valid", *MAP, "date")
+# Rows that are scanned faster than an inverted index pays for: some 20 ms on two cores.
+EXACT_BELOW = 100_000
+# An inverted index serves until the table has grown to so many times what its partitions were found in.
+OUTGROWN = 4
+# Windows drawn at random that a query is held against, to know what similarity is ordinary.
+SAMPLE = 4096
+DAY = 1  # days of versions that a clean-up leaves to readers
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How thoroughly an inverted index is asked; without one every window is compared.
+
+    Attributes:
+        partitions: that are looked into, of about the square root of the number of windows.
+        refine: times the wanted number of windows are compared by their whole vectors.
+        exact: compare every window, whatever index there is.
+    """
+
+    partitions: int = 40
+    refine: int = 10
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scene in the index.
+
+    Attributes:
+        scene: its number.
+        path: by which it is known.
+        windows: how many it has.
+        size: of the file in bytes, when it was indexed; 0 for remote ones.
+        modified: in ns, likewise.
+        header: SHA-256 of its first bytes, likewise.
+        about: the scene as text, see `from_json`.
+    """
+
+    scene: int
+    path: str
+    windows: int
+    size: int
+    modified: int
+    header: str
+    about: str
+
+
+def entries_of(scenes: pd.DataFrame) -> list[Entry]:
+    """Rows of the scene table one by one."""
+    return [Entry(**row) for row in scenes[[f.name for f in fields(Entry)]].to_dict("records")]  # type: ignore[arg-type]
+
+
+class Store:
+    """An index over an archive.
+
+    Args:
+        uri: folder, or ``s3://bucket/path`` with the credentials in the environment.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if uri.startswith(REMOTE) else str(Path(uri).expanduser())
+        self._lance = _lancedb()
+        with self._telling("opened"):
+            self._base = self._lance.connect(self.uri)
+        self._open: dict[str, Any] = {}
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is an index; False for an empty or missing folder."""
+        with self._telling("read"):
+            return ABOUT in self._names()
+
+    def create(self, about: Mapping[str, Any], tensors: bytes, dimensions: int) -> None:
+        """Makes an empty index.
+
+        Args:
+            about: what its vectors are made with, plain values.
+            tensors: the same that are no plain values.
+            dimensions: of a vector.
+        """
+        import pyarrow as pa
+
+        with self._telling("made"):
+            # The entry that makes it an index comes last; what an earlier attempt left before it is empty.
+            self._base.create_table(WINDOWS, schema=window_schema(dimensions), mode="overwrite")
+            self._base.create_table(SCENES, schema=scene_schema(), mode="overwrite")
+            row = {"about": [json.dumps(about)], "tensors": [tensors]}
+            schema = pa.schema([("about", pa.string()), ("tensors", pa.large_binary())])
+            self._base.create_table(ABOUT, pa.table(row, schema=schema), mode="overwrite")
+            self._open.clear()
+
+    def about(self) -> tuple[dict[str, Any], bytes]:
+        """What its vectors are made with, as `create` was told."""
+        with self._telling("read"):
+            row = self._table(ABOUT).to_arrow().to_pylist()[0]
+        return json.loads(row["about"]), row["tensors"]
+
+    def scenes(self) -> pd.DataFrame:
+        """One row a scene, columns as in `scene_schema`, in the order of their numbers."""
+        with self._telling("read"):
+            found: pd.DataFrame = self._table(SCENES).to_arrow().to_pandas()
+        return found.sort_values("scene", ignore_index=True)
+
+    def count(self) -> int:
+        """Windows, those without a scene's entry too."""
+        with self._telling("read"):
+            return int(self._table(WINDOWS).count_rows())
+
+    def bytes(self) -> int | None:
+        """What all files take, earlier versions too; None in an object store, which does not tell cheaply."""
+        if self.uri.startswith(REMOTE):
+            return None
+        return sum(f.stat().st_size for f in Path(self.uri).rglob("*") if f.is_file())
+
+    def indexed(self) -> int:
+        """Windows that the inverted index knows; 0 without one. The others are compared one by one."""
+        with self._telling("read"):
+            table = self._table(WINDOWS)
+            names = [i.name for i in table.list_indices() if "vector" in i.columns]
+            return int(table.index_stats(names[0]).num_indexed_rows) if names else 0
+
+    @contextmanager
+    def writing(self) -> Iterator[Self]:
+        """Lets one process write, and takes away what an earlier one left unfinished.
+
+        Raises:
+            InputError: another process writes; in an object store that is not seen.
+        """
+        with self._lock():
+            self._open.clear()  # another process may have written since they were opened
+            if self.exists:
+                with self._telling("written"):
+                    self._recover()
+            yield self
+
+    def add_windows(self, rows: Any) -> None:  # noqa: ANN401 - a pyarrow table
+        """Adds windows (see `window_schema`); they count when their scene has its entry."""
+        with self._telling("written"):
+            self._table(WINDOWS).add(rows)
+
+    def enter_scenes(self, rows: Any, replaced: Sequence[int] = ()) -> None:  # noqa: ANN401 - a pyarrow table
+        """Enters scenes whose windows are all there, one commit for all.
+
+        Args:
+            rows: see `scene_schema`; an entry of the same path is replaced.
+            replaced: numbers of the replaced entries, whose windows go.
+        """
+        with self._telling("written"):
+            known = self._table(SCENES).merge_insert("path")
+            known.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            self.drop_windows(replaced)
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Takes scenes out by their numbers, entries first."""
+        with self._telling("written"):
+            if len(numbers):
+                self._table(SCENES).delete(among("scene", numbers))
+                self.drop_windows(numbers)
+
+    def drop_windows(self, numbers: Sequence[int]) -> None:
+        """Deletes the windows of scenes, by their numbers; their entries stay."""
+        with self._telling("written"):
+            if len(numbers):
+                self._table(WINDOWS).delete(among("scene", numbers))
+
+    def finish(self, exact_below: int = EXACT_BELOW) -> str:
+        """Gathers small files, and makes or completes the inverted index where there are windows enough.
+
+        Returns:
+            What was done: ``exact``, ``built``, ``extended`` or ``rebuilt``.
+        """
+        from datetime import timedelta
+
+        import pyarrow as pa
+        from lancedb.index import Bitmap, BTree, IvfRq
+
+        with self._telling("written"):
+            table, count = self._table(WINDOWS), self.count()
+            done = "exact"
+            if count >= exact_below:
+                indexed = self.indexed()
+                # Partitions are learned from the rows of their day; rows appended since are sorted into them.
+                outgrown = indexed and count > OUTGROWN * (self._learned() or count)
+                done = "extended" if indexed and not outgrown else "rebuilt" if indexed else "built"
+                if done != "extended":
+                    partitions = max(1, round(count**0.5))
+                    config = IvfRq(distance_type="cosine", num_bits=1, num_partitions=partitions, max_iterations=20)
+                    table.create_index("vector", config=config, replace=True)
+                    for column in MAP:
+                        table.create_index(column, config=BTree(), replace=True)
+                    table.create_index("scene", config=BTree(), replace=True)
+                    table.create_index("scale", config=Bitmap(), replace=True)
+                    learned = pa.table({"windows": [count]})
+                    self._open[LEARNED] = self._base.create_table(LEARNED, learned, mode="overwrite")
+            if count:
+                self._open[ORDINARY] = self._base.create_table(ORDINARY, self._draw(), mode="overwrite")
+            for one in (table, self._table(SCENES)):
+                one.optimize(cleanup_older_than=timedelta(days=DAY))
+        return done
+
+    def nearest(
+        self,
+        vector: npt.NDArray[np.floating[Any]],
+        count: int,
+        where: str | None = None,
+        probe: Probe | None = None,
+        vectors: bool = False,
+    ) -> pd.DataFrame:
+        """The windows most like a vector, best first.
+
+        Args:
+            vector: ``[D]``, of any length.
+            count: how many.
+            where: an SQL condition on the columns of `window_schema`; it is applied first.
+            probe: how thoroughly.
+            vectors: whether the windows' own vectors come along, in a column ``vector``.
+
+        Returns:
+            Columns `PLACE` and ``similarity``, the cosine, -1..1.
+        """
+        probe = probe or Probe()
+        with self._telling("read"):
+            ask = self._table(WINDOWS).search(np.asarray(vector, np.float16), vector_column_name="vector")
+            ask = ask.distance_type("cosine").limit(count)
+            ask = ask.select([*PLACE, *(["vector"] if vectors else []), "_distance"])
+            if where:
+                ask = ask.where(where, prefilter=True)
+            if probe.exact:
+                ask = ask.bypass_vector_index()
+            else:
+                # A filter may leave few windows in these partitions: then further ones are looked into.
+                ask = ask.minimum_nprobes(probe.partitions).maximum_nprobes(0).refine_factor(probe.refine)
+            found: pd.DataFrame = ask.to_arrow().to_pandas()
+        found["similarity"] = 1.0 - found.pop("_distance").astype(float)
+        return found
+
+    def ordinary(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """Vectors ``[n, D]`` of windows drawn at random, and their sizes ``[n]``; kept apart, cheap to read."""
+        with self._telling("read"):
+            kept = self._table(ORDINARY).to_arrow() if ORDINARY in self._names() else self._draw()
+            return vectors_of(kept), kept["scale"].to_numpy().astype(np.int32)
+
+    def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
+        """All windows as pyarrow record batches, in no order."""
+        with self._telling("read"):
+            ask = self._table(WINDOWS).search().select(list(columns))
+            yield from (ask.where(where) if where else ask).to_batches()
+
+    def _draw(self) -> Any:  # noqa: ANN401 - a pyarrow table
+        table = self._table(WINDOWS)
+        total = int(table.count_rows())
+        rows = np.random.default_rng(0).choice(total, min(SAMPLE, total), replace=False)
+        return table.take_offsets(np.sort(rows).tolist()).select(["scale", "vector"]).to_arrow()
+
+    def _learned(self) -> int | None:
+        """Windows from which the inverted index's partitions were learned."""
+        if LEARNED not in self._names():
+            return None
+        return int(self._table(LEARNED).to_arrow()["windows"][0].as_py())
+
+    def _recover(self) -> None:
+        """Deletes windows whose scene has no entry; that there are any shows in two counts."""
+        scenes = self._table(SCENES).to_arrow()
+        if self._table(WINDOWS).count_rows() == sum(scenes["windows"].to_pylist()):
+            return
+        there: set[int] = set()
+        for batch in self._table(WINDOWS).search().select(["scene"]).to_batches():
+            there.update(batch["scene"].unique().to_pylist())
+        self.drop_windows(sorted(there - set(scenes["scene"].to_pylist())))
+
+    def _table(self, name: str) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
+        if name not in self._open:
+            self._open[name] = self._base.open_table(name)
+        return self._open[name]
+
+    def _names(self) -> list[str]:
+        return list(self._base.table_names(limit=100))
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        if self.uri.startswith(REMOTE):
+            yield
+            return
+        import fcntl
+
+        try:
+            Path(self.uri).mkdir(parents=True, exist_ok=True)
+            handle = os.open(Path(self.uri) / ".writing", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise InputError(f"{self.uri}: the index cannot be written here ({error.strerror}).") from error
+        try:
+            # The system lets go of it when the process ends, however it ends.
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise InputError(f"{self.uri}: another process writes to this index; wait until it is done.") from error
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise InputError(
+                f"{self.uri}: the index cannot be {what} ({reason[:200]}); check the path, its rights and, in an "
+                f"object store, the credentials."
+            ) from error
+
+
+def window_schema(dimensions: int) -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
+    """Columns of a window.
+
+    Box in pixels of the scene; ``scale``, the side of the window in these pixels; valid part 0..1; the box round its
+    corners in degrees (EPSG:4326, longitude is x), null without a place on the map; date of the scene or null; vector
+    of unit length in fp16.
+    """
+    import pyarrow as pa
+
+    numbers = [(c, pa.float32()) for c in PLACE[1:5]]
+    return pa.schema(
+        [
+            ("scene", pa.int32()), *numbers, ("scale", pa.int32()), ("valid", pa.float32()),
+            *[(c, pa.float32()) for c in MAP], ("date", pa.date32()), ("vector", pa.list_(pa.float16(), dimensions)),
+        ]
+    )  # fmt: skip
+
+
+def scene_schema() -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
+    """Columns of a scene: number, path, what it was when it was indexed, how many windows it has, and its place."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("scene", pa.int32()), ("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64()),
+            ("header", pa.string()), ("windows", pa.int64()), ("date", pa.date32()), ("about", pa.string()),
+            *[(c, pa.float64()) for c in MAP],
+        ]
+    )  # fmt: skip
+
+
+def vectors_of(table: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - a pyarrow table
+    """The column ``vector`` as ``[n, D]``."""
+    column = table["vector"].combine_chunks() if hasattr(table["vector"], "combine_chunks") else table["vector"]
+    values: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    return values.reshape(len(column), -1)
+
+
+def among(column: str, numbers: Sequence[int]) -> str:
+    """The SQL condition that a column holds one of some numbers."""
+    return f"{column} IN ({', '.join(str(int(n)) for n in numbers)})" if len(numbers) else "false"
+
+
+def _lancedb() -> ModuleType:
+    # Its first import starts threads that a forked child would wait for; what needs no index never pays for it.
+    os.environ.setdefault("LANCE_LOG", "error")
+    try:
+        import lancedb
+    except ImportError as error:
+        raise InputError("An index needs lancedb: pip install siamese-sat[index].") from error
+    module: ModuleType = lancedb
+    return module

@@ -1,0 +1,98 @@
+"""Like these, unlike those: negative exemplars, searched for as classes of their own, lower the scores beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchvision.ops import box_iou
+
+from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
+from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.method import RadiometryOf, SearchMethod
+
+# Put before the name of a class for its negatives; no class name begins so.
+MARK = "\0unlike "
+# Overlap from which a negative speaks of the same place.
+SAME = 0.3
+# Of a negative's score; what is lower takes nothing away that shows.
+LEAST = 0.05
+
+
+@dataclass
+class Unlike:
+    """A method whose scores are p * p / (p + n): p its own, n that of the likest negative at the same place.
+
+    Where nothing unlike is, p stays; where both are as likely, half of it is left.
+
+    Attributes:
+        method: that searches.
+        negatives: of a class by its name, or of all where their name is no class.
+    """
+
+    method: SearchMethod
+    negatives: Sequence[Exemplar]
+    against: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """See `SearchMethod`."""
+        return [name for name in self.method.classes if not name.startswith(MARK)]
+
+    def prepare(
+        self,
+        model: TrainedModel,
+        engine: Engine,
+        exemplars: Sequence[Exemplar],
+        radiometry_of: RadiometryOf,
+        scenes: Sequence[Scene],
+    ) -> None:
+        """See `SearchMethod`.
+
+        Raises:
+            InputError: there are negatives only.
+        """
+        if not exemplars:
+            raise InputError("Negatives alone say nothing; give exemplars too.")
+        marked = [replace(e, class_name=f"{MARK}{e.class_name}") for e in self.negatives]
+        self.method.prepare(model, engine, [*exemplars, *marked], radiometry_of, scenes)
+        names = self.method.classes
+        mine = self.classes
+        for number, name in enumerate(names):
+            if name.startswith(MARK):
+                of = name.removeprefix(MARK)
+                for positive in [of] if of in mine else mine:
+                    self.against.setdefault(names.index(positive), []).append(number)
+        self.numbers = {names.index(name): i for i, name in enumerate(mine)}
+
+    def windows(self, scene: Scene) -> dict[str, int]:
+        """See `SearchMethod`."""
+        counts = self.method.windows(scene)
+        return {name: counts[name] for name in self.classes}
+
+    def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+        """See `SearchMethod`."""
+        least = {n: LEAST if n.startswith(MARK) else thresholds[n] for n in self.method.classes}
+        found = Candidates.join(list(self.method.candidates(scene, least)))
+        for number, own in self.numbers.items():
+            mine = found.classes == number
+            scores = _lowered(found, mine, np.isin(found.classes, self.against.get(number, [])))
+            keep = scores >= thresholds[self.method.classes[number]]
+            where = np.flatnonzero(mine)[keep]
+            yield Candidates(found.boxes[where], found.regions[where], np.full(len(where), own), scores[keep])
+
+
+def _lowered(found: Candidates, mine: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    scores = found.scores[mine]
+    if not mine.any() or not others.any():
+        return scores
+    overlap = box_iou(torch.from_numpy(found.regions[mine]), torch.from_numpy(found.regions[others])).numpy()
+    unlike = np.where(overlap >= SAME, found.scores[others], 0.0).max(axis=1)
+    return np.asarray(scores * scores / np.maximum(scores + unlike, 1e-12))

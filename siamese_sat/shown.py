@@ -1,0 +1,38 @@
+"""What a search is shown: exemplars, negatives, and rows of an earlier search as either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from siamese_sat.data.chip import ChipSpec
+from siamese_sat.data.scene import Scene
+from siamese_sat.search.exemplar import Exemplar, ExemplarSource
+from siamese_sat.search.feedback import rows_as_exemplars
+
+
+def read_shown(
+    cfg: DictConfig, bands: Sequence[int], chip: ChipSpec, scene_of: Callable[[str], Scene]
+) -> tuple[list[Exemplar], list[Exemplar]]:
+    """Positive and negative exemplars.
+
+    Args:
+        cfg: as ``conf/search.yaml`` composes it; looked at are ``exemplars``, ``negatives`` and ``feedback``.
+        bands: of the searched scenes.
+        chip: how chips were cut.
+        scene_of: the scene that a ``filename`` of an earlier search means.
+
+    Raises:
+        InputError: a source is missing or malformed.
+    """
+    found: list[list[Exemplar]] = []
+    for group, rows in (("exemplars", "positives"), ("negatives", "negatives")):
+        source: ExemplarSource = instantiate(cfg[group], _convert_="all")
+        mine = source.load(bands, cfg.alpha, chip) if source.given else []
+        if cfg.feedback.detections is not None:
+            numbers = list(cfg.feedback[rows])
+            mine += rows_as_exemplars(str(cfg.feedback.detections), numbers, scene_of, f"feedback.{rows}")
+        found.append(mine)
+    return found[0], found[1]
