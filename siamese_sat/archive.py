@@ -27,8 +27,9 @@ from siamese_sat.search.index.entry import from_json, scene_path, signature
 from siamese_sat.search.index.filters import Filter, make_filter
 from siamese_sat.search.index.question import Question, ask, check_sizes, prototype_questions, questions
 from siamese_sat.search.index.recipe import Recipe
+from siamese_sat.search.index.schema import entries_of
 from siamese_sat.search.index.setup import Setup, draft, encoder_of, known_radiometry, new_index
-from siamese_sat.search.index.store import Probe, Store, entries_of
+from siamese_sat.search.index.store import Probe, Store
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.searching import find_bands, make_engine, plain, radiometry_rule, unreadable, untrained

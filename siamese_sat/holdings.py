@@ -20,7 +20,8 @@ from siamese_sat.report.exchange import read_exchange, write_exchange
 from siamese_sat.report.files import replacing
 from siamese_sat.search.index.entry import from_json, scene_path
 from siamese_sat.search.index.recipe import Recipe
-from siamese_sat.search.index.store import MAP, Store
+from siamese_sat.search.index.schema import MAP
+from siamese_sat.search.index.store import Store
 
 log = logging.getLogger(__name__)
 

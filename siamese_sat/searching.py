@@ -23,6 +23,7 @@ from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.outcome import SearchResult, conclude
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.index.lance import lancedb_module
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.settings import check_search
@@ -52,6 +53,7 @@ def search(cfg: DictConfig) -> SearchResult:
     if cfg.radiometry not in ("model", "per_scene"):
         raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
     if cfg.index is not None:
+        lancedb_module()  # says what to install
         from siamese_sat.archive import ask_archive  # it is made of what stands here
 
         return ask_archive(cfg, folder)

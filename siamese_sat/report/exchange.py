@@ -28,7 +28,8 @@ from siamese_sat.errors import InputError
 from siamese_sat.report.files import replacing
 from siamese_sat.search.index.entry import from_json, to_json
 from siamese_sat.search.index.filters import DEGREES
-from siamese_sat.search.index.store import MAP, PLACE, Store, entries_of, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.schema import MAP, PLACE, entries_of, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.store import Store
 
 SUFFIX = ".json"
 # Degrees a "pixel" of tables that know no scenes: a centimetre on the ground, so that boxes come back where they were.

@@ -19,7 +19,8 @@ from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
 from siamese_sat.search.index.encoder import Encoded, Encoder
 from siamese_sat.search.index.entry import Signature, degrees, scene_date, scene_path, signature, to_json
-from siamese_sat.search.index.store import EXACT_BELOW, MAP, Entry, Store, entries_of, scene_schema, window_schema
+from siamese_sat.search.index.schema import MAP, Entry, entries_of, scene_schema, window_schema
+from siamese_sat.search.index.store import EXACT_BELOW, Store
 from siamese_sat.search.method import RadiometryOf
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from pyproj import CRS
 from pyproj.exceptions import CRSError
 
 from siamese_sat.errors import InputError
-from siamese_sat.search.index.store import MAP, among
+from siamese_sat.search.index.schema import MAP, among
 
 DEGREES = "EPSG:4326"
 # Degrees that fp32 may be off by, and a little more.

@@ -13,7 +13,8 @@ from siamese_sat.errors import InputError
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.index.encoder import Encoder
 from siamese_sat.search.index.filters import Filter
-from siamese_sat.search.index.store import MAP, Probe, Store
+from siamese_sat.search.index.schema import MAP
+from siamese_sat.search.index.store import Probe, Store
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import sides_of
 from siamese_sat.search.score import ScoreCurve, fit_curve

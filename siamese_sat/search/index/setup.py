@@ -14,7 +14,8 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoder, FeatureEncoder
+from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoder
+from siamese_sat.search.index.features import FeatureEncoder
 from siamese_sat.search.index.recipe import Recipe, weights_hash
 from siamese_sat.search.index.store import Store
 from siamese_sat.search.method import RadiometryOf

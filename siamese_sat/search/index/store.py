@@ -7,12 +7,10 @@ those of a scene whose indexing (or removal) was cut short, no query shows them,
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -21,11 +19,12 @@ import pandas as pd
 
 from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
+from siamese_sat.search.index.lance import lancedb_module, make_inverted
+from siamese_sat.search.index.lock import only_writer
+from siamese_sat.search.index.schema import PLACE, among, scene_schema, vectors_of, window_schema
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
 LEARNED, ORDINARY = "learned", "ordinary"
-MAP = ("map_x_min", "map_y_min", "map_x_max", "map_y_max")
-PLACE = ("scene", "x_min", "y_min", "x_max", "y_max", "scale", "valid", *MAP, "date")
 # Rows that are scanned faster than an inverted index pays for: some 20 ms on two cores.
 EXACT_BELOW = 100_000
 # An inverted index serves until the table has grown to so many times what its partitions were found in.
@@ -50,34 +49,6 @@ class Probe:
     exact: bool = False
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A scene in the index.
-
-    Attributes:
-        scene: its number.
-        path: by which it is known.
-        windows: how many it has.
-        size: of the file in bytes, when it was indexed; 0 for remote ones.
-        modified: in ns, likewise.
-        header: SHA-256 of its first bytes, likewise.
-        about: the scene as text, see `from_json`.
-    """
-
-    scene: int
-    path: str
-    windows: int
-    size: int
-    modified: int
-    header: str
-    about: str
-
-
-def entries_of(scenes: pd.DataFrame) -> list[Entry]:
-    """Rows of the scene table one by one."""
-    return [Entry(**row) for row in scenes[[f.name for f in fields(Entry)]].to_dict("records")]  # type: ignore[arg-type]
-
-
 class Store:
     """An index over an archive.
 
@@ -87,7 +58,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if uri.startswith(REMOTE) else str(Path(uri).expanduser())
-        self._lance = _lancedb()
+        self._lance = lancedb_module()
         with self._telling("opened"):
             self._base = self._lance.connect(self.uri)
         self._open: dict[str, Any] = {}
@@ -112,10 +83,8 @@ class Store:
             # The entry that makes it an index comes last; what an earlier attempt left before it is empty.
             self._base.create_table(WINDOWS, schema=window_schema(dimensions), mode="overwrite")
             self._base.create_table(SCENES, schema=scene_schema(), mode="overwrite")
-            row = {"about": [json.dumps(about)], "tensors": [tensors]}
-            schema = pa.schema([("about", pa.string()), ("tensors", pa.large_binary())])
-            self._base.create_table(ABOUT, pa.table(row, schema=schema), mode="overwrite")
             self._open.clear()
+            self._replace(ABOUT, {"about": [json.dumps(about)], "tensors": pa.array([tensors], pa.large_binary())})
 
     def about(self) -> tuple[dict[str, Any], bytes]:
         """What its vectors are made with, as `create` was told."""
@@ -154,7 +123,7 @@ class Store:
         Raises:
             InputError: another process writes; in an object store that is not seen.
         """
-        with self._lock():
+        with only_writer(self.uri):
             self._open.clear()  # another process may have written since they were opened
             if self.exists:
                 with self._telling("written"):
@@ -199,29 +168,18 @@ class Store:
         """
         from datetime import timedelta
 
-        import pyarrow as pa
-        from lancedb.index import Bitmap, BTree, IvfRq
-
         with self._telling("written"):
-            table, count = self._table(WINDOWS), self.count()
-            done = "exact"
+            table, count, done = self._table(WINDOWS), self.count(), "exact"
             if count >= exact_below:
                 indexed = self.indexed()
+                outgrown = count > OUTGROWN * (self._learned() or count)
                 # Partitions are learned from the rows of their day; rows appended since are sorted into them.
-                outgrown = indexed and count > OUTGROWN * (self._learned() or count)
                 done = "extended" if indexed and not outgrown else "rebuilt" if indexed else "built"
                 if done != "extended":
-                    partitions = max(1, round(count**0.5))
-                    config = IvfRq(distance_type="cosine", num_bits=1, num_partitions=partitions, max_iterations=20)
-                    table.create_index("vector", config=config, replace=True)
-                    for column in MAP:
-                        table.create_index(column, config=BTree(), replace=True)
-                    table.create_index("scene", config=BTree(), replace=True)
-                    table.create_index("scale", config=Bitmap(), replace=True)
-                    learned = pa.table({"windows": [count]})
-                    self._open[LEARNED] = self._base.create_table(LEARNED, learned, mode="overwrite")
+                    make_inverted(table, count)
+                    self._replace(LEARNED, {"windows": [count]})
             if count:
-                self._open[ORDINARY] = self._base.create_table(ORDINARY, self._draw(), mode="overwrite")
+                self._replace(ORDINARY, self._draw())
             for one in (table, self._table(SCENES)):
                 one.optimize(cleanup_older_than=timedelta(days=DAY))
         return done
@@ -296,34 +254,19 @@ class Store:
             there.update(batch["scene"].unique().to_pylist())
         self.drop_windows(sorted(there - set(scenes["scene"].to_pylist())))
 
+    def _replace(self, name: str, content: Any) -> None:  # noqa: ANN401 - a pyarrow table, or columns of one
+        import pyarrow as pa
+
+        table = content if isinstance(content, pa.Table) else pa.table(content)
+        self._open[name] = self._base.create_table(name, table, mode="overwrite")
+
     def _table(self, name: str) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
         if name not in self._open:
             self._open[name] = self._base.open_table(name)
         return self._open[name]
 
     def _names(self) -> list[str]:
-        return list(self._base.table_names(limit=100))
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        if self.uri.startswith(REMOTE):
-            yield
-            return
-        import fcntl
-
-        try:
-            Path(self.uri).mkdir(parents=True, exist_ok=True)
-            handle = os.open(Path(self.uri) / ".writing", os.O_CREAT | os.O_RDWR)
-        except OSError as error:
-            raise InputError(f"{self.uri}: the index cannot be written here ({error.strerror}).") from error
-        try:
-            # The system lets go of it when the process ends, however it ends.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError as error:
-            raise InputError(f"{self.uri}: another process writes to this index; wait until it is done.") from error
-        finally:
-            os.close(handle)
+        return list(self._base.list_tables().tables)
 
     @contextmanager
     def _telling(self, what: str) -> Iterator[None]:
@@ -337,57 +280,3 @@ class Store:
                 f"{self.uri}: the index cannot be {what} ({reason[:200]}); check the path, its rights and, in an "
                 f"object store, the credentials."
             ) from error
-
-
-def window_schema(dimensions: int) -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
-    """Columns of a window.
-
-    Box in pixels of the scene; ``scale``, the side of the window in these pixels; valid part 0..1; the box round its
-    corners in degrees (EPSG:4326, longitude is x), null without a place on the map; date of the scene or null; vector
-    of unit length in fp16.
-    """
-    import pyarrow as pa
-
-    numbers = [(c, pa.float32()) for c in PLACE[1:5]]
-    return pa.schema(
-        [
-            ("scene", pa.int32()), *numbers, ("scale", pa.int32()), ("valid", pa.float32()),
-            *[(c, pa.float32()) for c in MAP], ("date", pa.date32()), ("vector", pa.list_(pa.float16(), dimensions)),
-        ]
-    )  # fmt: skip
-
-
-def scene_schema() -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
-    """Columns of a scene: number, path, what it was when it was indexed, how many windows it has, and its place."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("scene", pa.int32()), ("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64()),
-            ("header", pa.string()), ("windows", pa.int64()), ("date", pa.date32()), ("about", pa.string()),
-            *[(c, pa.float64()) for c in MAP],
-        ]
-    )  # fmt: skip
-
-
-def vectors_of(table: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - a pyarrow table
-    """The column ``vector`` as ``[n, D]``."""
-    column = table["vector"].combine_chunks() if hasattr(table["vector"], "combine_chunks") else table["vector"]
-    values: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return values.reshape(len(column), -1)
-
-
-def among(column: str, numbers: Sequence[int]) -> str:
-    """The SQL condition that a column holds one of some numbers."""
-    return f"{column} IN ({', '.join(str(int(n)) for n in numbers)})" if len(numbers) else "false"
-
-
-def _lancedb() -> ModuleType:
-    # Its first import starts threads that a forked child would wait for; what needs no index never pays for it.
-    os.environ.setdefault("LANCE_LOG", "error")
-    try:
-        import lancedb
-    except ImportError as error:
-        raise InputError("An index needs lancedb: pip install siamese-sat[index].") from error
-    module: ModuleType = lancedb
-    return module

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import Scene, open_scene
+from siamese_sat.errors import InputError
+from siamese_sat.search.index import build as building
+from siamese_sat.search.index.build import build, outdated
+from siamese_sat.search.index.encoder import Encoded
+from tests.conftest import NORTH_UP, UTM33, write_scene
+from tests.search.index.helpers import RADIOMETRY, Columns, contents, fill, new_store
+
+
+def noise(path: Path, seed: int, side: int = 48, **options: object) -> Path:
+    pixels = np.random.default_rng(seed).integers(1, 255, (1, side, side)).astype("uint8")
+    write_scene(path, pixels, **options)
+    return path
+
+
+def expected(paths: list[Path]) -> dict[str, list[tuple[float, ...]]]:
+    found = {}
+    for path in paths:
+        rows = []
+        for part in Columns().scene(open_scene(path, [1]), RADIOMETRY):
+            for box, valid, vector in zip(part.boxes, part.valid, part.vectors.astype(np.float16), strict=True):
+                rows.append((box[1], box[0], 16, valid, *map(float, vector)))
+        found[str(path)] = sorted(rows)
+    return found
+
+
+def test_scenes_come_in_once_and_again_when_they_change(tmp_path: Path) -> None:
+    a, b, c = (noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc"))
+    store = new_store(tmp_path / "i")
+    first = fill(store, [a, b])
+    assert (len(first.added), first.kept, first.windows) == (2, 0, 50)
+    again = fill(store, [a, b, c])
+    assert (again.added, again.kept) == ([str(c)], 2)
+    assert outdated(store, [str(a), str(b), str(c)]) == []
+    noise(b, 9)
+    os.utime(b, ns=(1, 1))
+    changed = fill(store, [a, b, c])
+    assert (changed.changed, changed.added, changed.kept) == ([str(b)], [], 2)
+    assert contents(store) == expected([a, b, c])
+    assert store.count() == 75
+
+
+def test_small_commits_leave_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc")]
+    monkeypatch.setattr(building, "ROWS", 7)  # several to a scene
+    store = new_store(tmp_path / "i")
+    fill(store, paths)
+    assert contents(store) == expected(paths)
+
+
+class Breaking(Columns):
+    """Fails in the middle of the second scene, with an error or worse."""
+
+    error: BaseException = InputError("b.tif is damaged.")
+
+    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
+        for number, part in enumerate(super().scene(scene, radiometry)):
+            if scene.name == "b.tif" and number == 2:
+                raise self.error
+            yield part
+
+
+@pytest.mark.parametrize("rows", [3, 50_000])
+def test_a_scene_that_fails_leaves_nothing_and_the_others_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc")]
+    monkeypatch.setattr(building, "ROWS", rows)
+    store = new_store(tmp_path / "i")
+    with store.writing():
+        done = build(store, [str(p) for p in paths], lambda p: open_scene(p, [1]), Breaking(), lambda s: RADIOMETRY)
+    assert list(done.failed) == [str(paths[1])]
+    assert contents(store) == expected([paths[0], paths[2]])
+    assert store.count() == 50
+    fill(store, paths)
+    assert contents(store) == expected(paths)
+
+
+@pytest.mark.parametrize("rows", [3, 50_000])
+def test_an_interrupted_run_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc")]
+    monkeypatch.setattr(building, "ROWS", rows)
+    monkeypatch.setattr(Breaking, "error", KeyboardInterrupt())
+    store = new_store(tmp_path / "i")
+    with pytest.raises(KeyboardInterrupt), store.writing():
+        build(store, [str(p) for p in paths], lambda p: open_scene(p, [1]), Breaking(), lambda s: RADIOMETRY)
+    fill(store, paths)
+    assert contents(store) == expected(paths)
+    assert store.count() == 75
+
+
+def test_a_path_given_twice_is_one_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = noise(tmp_path / "a.tif", 0)
+    monkeypatch.chdir(tmp_path)
+    store = new_store(tmp_path / "i")
+    assert len(fill(store, [path, "a.tif", "../" + tmp_path.name + "/a.tif"]).added) == 1
+
+
+def test_a_scene_with_nothing_in_it_is_not_tried_again(tmp_path: Path) -> None:
+    path = noise(tmp_path / "tiny.tif", 0, side=10)
+    store = new_store(tmp_path / "i")
+    fill(store, [path])
+    assert store.count() == 0
+    assert outdated(store, [str(path)]) == []
+
+
+def test_windows_know_their_place_and_day(tmp_path: Path) -> None:
+    path = noise(tmp_path / "S2_20240229T101010_x.tif", 0, crs=UTM33, transform=NORTH_UP)
+    store = new_store(tmp_path / "i")
+    fill(store, [path])
+    batch = next(iter(store.batches(["map_x_min", "map_x_max", "map_y_min", "map_y_max", "date"])))
+    row = batch.to_pylist()[0]
+    assert row["date"] == date(2024, 2, 29)
+    assert 14.99 < row["map_x_min"] < row["map_x_max"] < 15.01  # 500 km east is the zone's middle
+    assert 45 < row["map_y_min"] < row["map_y_max"] < 45.3
+    scenes = store.scenes()
+    assert scenes.date[0] == date(2024, 2, 29)
+    assert scenes.map_x_max[0] > scenes.map_x_min[0]

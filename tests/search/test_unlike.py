@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.unlike import Unlike
+from tests.conftest import make_scene, ramp
+from tests.search.conftest import correlation_model, engine_of
+
+PLACES = {  # class: (x, score) of 10 pixel boxes
+    "boat": [(0, 0.8), (50, 0.6), (100, 0.4)],
+    "raft": [(50, 0.7)],
+    "jetty": [(52, 0.6), (200, 0.9)],
+}
+
+
+class Told:
+    """Finds what `PLACES` says of the exemplars' classes, marked ones by their bare names."""
+
+    def prepare(self, model: object, engine: object, exemplars: Sequence[Exemplar], *rest: object) -> None:
+        self.classes = sorted({e.class_name for e in exemplars})
+
+    def windows(self, scene: Scene) -> dict[str, int]:
+        return dict.fromkeys(self.classes, 5)
+
+    def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+        for number, name in enumerate(self.classes):
+            rows = [(x, s) for x, s in PLACES[name.rsplit(" ", 1)[-1]] if s >= thresholds[name]]
+            boxes = np.array([[x, 0, x + 10, 10] for x, _ in rows], float).reshape(-1, 4)
+            yield Candidates(boxes, boxes, np.full(len(rows), number), np.array([s for _, s in rows]))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return make_scene(tmp_path / "a.tif", ramp(1, 8, 8))
+
+
+def prepared(scene: Scene, *negatives: str) -> Unlike:
+    method = Unlike(Told(), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])  # type: ignore[arg-type]
+    model = correlation_model()
+    shown = [Exemplar(n, scene, (0, 0, 1, 1)) for n in ("boat", "raft")]
+    method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene])
+    return method
+
+
+def scores(method: Unlike, scene: Scene, least: float) -> dict[tuple[str, float], float]:
+    found = Candidates.join(list(method.candidates(scene, {"boat": least, "raft": least})))
+    names = [method.classes[i] for i in found.classes]
+    return {(n, b[0]): round(float(s), 6) for n, b, s in zip(names, found.boxes, found.scores, strict=True)}
+
+
+def test_negatives_lower_what_lies_where_they_do(scene: Scene) -> None:
+    method = prepared(scene, "jetty")
+    assert method.classes == ["boat", "raft"]
+    assert method.windows(scene) == {"boat": 5, "raft": 5}
+    assert scores(method, scene, 0.0) == {
+        ("boat", 0): 0.8, ("boat", 50): 0.3, ("boat", 100): 0.4, ("raft", 50): round(0.49 / 1.3, 6),
+    }  # fmt: skip
+    assert scores(method, scene, 0.35) == {("boat", 0): 0.8, ("boat", 100): 0.4, ("raft", 50): round(0.49 / 1.3, 6)}
+
+
+def test_negatives_of_a_class_are_against_it_alone(scene: Scene) -> None:
+    assert scores(prepared(scene, "boat"), scene, 0.0)[("raft", 50)] == 0.7
+    assert scores(prepared(scene, "boat"), scene, 0.0)[("boat", 0)] == 0.4
+
+
+def test_negatives_alone_are_nothing(scene: Scene) -> None:
+    model = correlation_model()
+    with pytest.raises(InputError, match="Negatives alone"):
+        Unlike(Told(), [Exemplar("a", scene, (0, 0, 1, 1))]).prepare(  # type: ignore[arg-type]
+            model, engine_of(model), [], lambda s: model.radiometry, [scene]
+        )

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+import torch
+from hydra import compose, initialize_config_dir
+
+from siamese_sat.errors import InputError
+from siamese_sat.model.embedder import EmbedderSpec
+from siamese_sat.outcome import SearchResult
+from siamese_sat.search.index.store import Store
+from siamese_sat.searching import search
+from tests.conftest import NORTH_UP, UTM33, write_scene
+from tests.search.conftest import BANDS, Correlation, ground, plant, thing, write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+BOAT, RAFT = thing(1, 40, 40), thing(2, 80, 80)  # windows of 52 and 104, places 26 and 52 apart
+SPEC = EmbedderSpec(BANDS, embedding_dim=1024)  # what `Correlation` gives
+
+
+class Same(Correlation):
+    """The same weights every time, others for another spec."""
+
+    def __init__(self, spec: EmbedderSpec | None = None) -> None:
+        super().__init__(spec)
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.fill_(float(spec.hidden_dim) if spec is not None else 0.0)
+
+
+@pytest.fixture(autouse=True)
+def correlation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from siamese_sat.model import checkpoint
+
+    monkeypatch.setattr(checkpoint, "Embedder", Same)
+
+
+class Archive:
+    """Two scenes with three boats and a raft, an exemplar scene, a checkpoint, and commands with an index of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, folder / "index"
+        port, town = ground(260, 312), ground(260, 312)
+        self.truth = [("boat", "port_20200101.tif", plant(port, BOAT, 6 + 26 * 2, 6 + 26))]
+        self.truth += [
+            ("boat", "town_20240101.tif", plant(town, BOAT, 6 + 26 * x, 6 + 26 * y)) for x, y in ((2, 1), (8, 0))
+        ]
+        self.truth += [("raft", "town_20240101.tif", plant(town, RAFT, 12 + 52 * 4, 12 + 52 * 3))]
+        write_scene(folder / "scenes/port_20200101.tif", port)
+        write_scene(folder / "scenes/town_20240101.tif", town, crs=UTM33, transform=NORTH_UP)
+        shown = ground(260, 312)
+        self.rows = [[*plant(shown, BOAT, 30, 30), "boat"], [*plant(shown, RAFT, 130, 130), "raft"]]
+        self.shown = write_scene(folder / "shown.tif", shown)
+        self.ckpt = write_checkpoint(folder / "model.ckpt", spec=SPEC)
+
+    def boxes(self, *rows: list[object]) -> str:
+        return "[" + ",".join(f"[{self.shown},{','.join(map(str, row))}]" for row in rows or self.rows) + "]"
+
+    def run(self, *settings: str, ask: bool = True) -> SearchResult:
+        overrides = [
+            f"index={self.uri}", f"ckpt_path={self.ckpt}", f"paths.output_dir={self.folder / 'out'}",
+            "search.device=cpu", "search.precision=fp32", "output.overlays=0", "output.page=false",
+            "search/method=window", "query.verify=false", "search.threshold=0.0",
+            *([f"exemplars.boxes={self.boxes()}"] if ask else []), *settings,
+        ]  # fmt: skip
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return search(compose("search", overrides))
+
+    def index(self, *settings: str) -> SearchResult:
+        return self.run(
+            f"scenes={self.folder / 'scenes'}", "indexing.windows=[52,104]", "mode=index", *settings, ask=False
+        )
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path)
+
+
+def found(result: SearchResult, boats: int = 3, rafts: int = 1) -> list[tuple[str, str, tuple[float, ...]]]:
+    """So many of each class, the best."""
+    rows = result.detections
+    rows = rows[rows.groupby("class_name").cumcount() < rows.class_name.map({"boat": boats, "raft": rafts})]
+    boxes = rows[["x_min", "y_min", "x_max", "y_max"]].round(4).to_numpy().tolist()
+    return sorted((c, f, tuple(b)) for c, f, b in zip(rows.class_name, rows.filename, boxes, strict=True))
+
+
+def test_what_was_indexed_is_found_without_the_scenes(archive: Archive) -> None:
+    assert not archive.index().failed
+    for path in (archive.folder / "scenes").iterdir():
+        path.unlink()
+    result = archive.run("output.overlays=5", "output.vector=[geojson]")
+    assert found(result) == sorted(archive.truth)
+    table = pd.read_csv(archive.folder / "out/detections.csv")
+    assert table.crs.dropna().unique().tolist() == ["EPSG:32633"]
+    assert table.score.between(0, 1).all()
+
+
+def test_scenes_and_question_in_one_command_and_only_these_scenes_are_asked(archive: Archive) -> None:
+    town = f"scenes={archive.folder / 'scenes/town_20240101.tif'}"
+    assert archive.run(town, "indexing.windows=[52,104]").detections.filename.unique().tolist() == ["town_20240101.tif"]
+    port = f"scenes={archive.folder / 'scenes/port_20200101.tif'}"
+    assert found(archive.run(port), boats=1, rafts=0) == archive.truth[:1]
+    assert found(archive.run()) == sorted(archive.truth)
+
+
+def test_another_model_or_geometry_is_refused(archive: Archive) -> None:
+    archive.index()
+    with pytest.raises(InputError, match=r"other windows.*leave indexing.windows null"):
+        archive.run("indexing.windows=[64]")
+    with pytest.raises(InputError, match="radiometry=model"):
+        archive.run("radiometry=per_scene")
+    with pytest.raises(InputError, match=r"bands=\[1,2,3,4\]"):
+        archive.run("bands=[4,3,2,1]")
+    other = write_checkpoint(archive.folder / "other.ckpt", spec=EmbedderSpec(BANDS, embedding_dim=1024, hidden_dim=7))
+    with pytest.raises(InputError, match=r"give ckpt_path=.*model.ckpt, with which it was made"):
+        archive.run(f"ckpt_path={other}")
+
+
+def test_nothing_there_and_nothing_to_do(archive: Archive) -> None:
+    with pytest.raises(InputError, match="nothing to index"):
+        archive.run()
+    for mode in ("info", "remove", "export"):
+        with pytest.raises(InputError, match="there is no index here"):
+            archive.run(f"mode={mode}", "scenes=a.tif", "exchange=a.parquet")
+    with pytest.raises(InputError, match="index=<folder"):
+        archive.run("mode=info", "index=null")
+
+
+def test_a_damaged_scene_is_reported_and_the_others_come_in(archive: Archive) -> None:
+    (archive.folder / "scenes/bad.tif").write_bytes(b"II*\0 no raster")
+    result = archive.index()
+    assert [Path(p).name for p in result.failed] == ["bad.tif"]
+    assert found(archive.run()) == sorted(archive.truth)
+
+
+def test_info(archive: Archive) -> None:
+    archive.index()
+    archive.run("mode=info", ask=False)
+    facts = json.loads((archive.folder / "out/index.json").read_text())
+    assert facts["scenes"] == 2
+    assert facts["windows"] == Store(str(archive.uri)).count() > 0
+    assert facts["square_kilometres"] == pytest.approx(260 * 312 * 4 / 1e6, abs=1e-3)  # only one has a place
+    assert facts["first_day"] == "2020-01-01"
+    assert facts["bytes_per_window"] > 0
+    assert archive.ckpt in facts["model"]
+
+
+def test_removing(archive: Archive) -> None:
+    archive.index()
+    town = archive.folder / "scenes/town_20240101.tif"
+    town.unlink()  # it may be gone
+    archive.run("mode=remove", f"scenes={town}", ask=False)
+    assert found(archive.run(), boats=1, rafts=0) == archive.truth[:1]
+    with pytest.raises(InputError, match="none of these scenes"):
+        archive.run("mode=remove", f"scenes={town}", ask=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        (["query.scenes=port*"], {"port_20200101.tif"}),
+        (["query.dates=[2023-01-01,null]"], {"town_20240101.tif"}),
+        (["query.dates=[null,2020-01-01]"], {"port_20200101.tif"}),
+        (["query.area=[14.9,45,15.1,45.3]"], {"town_20240101.tif"}),
+        (["query.area=[500000,4999480,500624,5000000]", "query.area_crs=EPSG:32633"], {"town_20240101.tif"}),
+    ],
+)
+def test_filters(archive: Archive, settings: list[str], files: set[str]) -> None:
+    archive.index()
+    assert set(archive.run(*settings).detections.filename) == files
+
+
+def test_a_polygon_and_what_lies_beside_it(archive: Archive) -> None:
+    archive.index()
+    # Two triangles: their box holds all of town, they only the boats in its upper left.
+    left = shapely.Polygon([(500_000, 5_000_000), (500_280, 5_000_000), (500_000, 4_999_700)])
+    right = shapely.box(500_610, 4_999_480, 500_624, 4_999_490)
+    gpd.GeoDataFrame(geometry=[left, right], crs=UTM33).to_file(archive.folder / "area.gpkg")
+    result = archive.run(f"query.area={archive.folder / 'area.gpkg'}")
+    assert found(result, boats=1, rafts=0) == archive.truth[1:2]
+    centres = (result.detections.x_min + result.detections.x_max) / 2, result.detections.y_min
+    assert len(result.detections) and (centres[0] < 140).all() and (centres[1] < 150).all()
+
+
+def test_filters_that_leave_nothing_or_make_no_sense(archive: Archive) -> None:
+    archive.index()
+    for setting, words in {
+        "query.scenes=none*": "is left",
+        "query.dates=[1999-01-01,2000-01-01]": "is left",
+        "query.dates=[yesterday,null]": "YYYY-MM-DD",
+        "query.area=nowhere.gpkg": "no such file",
+        "query.area=[1,2,3]": "x_min",
+        "aoi=[0,0,10,10]": "query.area",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            archive.run(setting)
+
+
+def test_ranking_gives_the_best_whatever_they_score(archive: Archive) -> None:
+    archive.index()
+    result = archive.run(
+        "output=ranking", "output.ranking=5", "output.overlays=0", "output.page=false", "search.threshold=1.0"
+    )
+    assert result.detections.class_name.value_counts().to_dict() == {"boat": 5, "raft": 5}
+    assert (archive.folder / "out/ranking.png") in result.files
+    best = result.detections.groupby("class_name").head(1)
+    assert set(best.class_name) == {"boat", "raft"}
+    assert set(found(result)) >= set(archive.truth)
+
+
+def test_ranking_without_an_index(archive: Archive) -> None:
+    result = archive.run("index=null", f"scenes={archive.folder / 'scenes'}", "output.ranking=2")
+    assert result.detections.class_name.value_counts().to_dict() == {"boat": 2, "raft": 2}
+    assert (archive.folder / "out/ranking.png").is_file()
+
+
+def test_rows_of_an_earlier_search_as_exemplars(archive: Archive) -> None:
+    archive.index()
+    archive.run()
+    table = pd.read_csv(archive.folder / "out/detections.csv")
+    kept = archive.folder / "first.csv"
+    table.to_csv(kept, index=False)
+    row = int(np.flatnonzero(table.class_name == "raft")[0])
+    again = archive.run(f"feedback.detections={kept}", f"feedback.positives=[{row}]", ask=False)
+    assert set(again.detections.class_name) == {"raft"}
+    assert found(again) == [t for t in archive.truth if t[0] == "raft"]
+    with pytest.raises(InputError, match="names row 99"):
+        archive.run(f"feedback.detections={kept}", "feedback.positives=[99]")
+    with pytest.raises(InputError, match="no such file"):
+        archive.run("feedback.detections=gone.csv")
+    with pytest.raises(InputError, match=r"no detections.csv"):
+        archive.run(f"feedback.detections={archive.shown}")
+
+
+def test_what_is_unlike_scores_less(archive: Archive) -> None:
+    archive.index()
+    # Half a boat: some of what makes a boat is in it.
+    port = ground(260, 312)
+    half = BOAT.copy()
+    half[:, :, 20:] = thing(7, 20, 40)
+    plant(port, BOAT, 6 + 26 * 2, 6 + 26)
+    box = plant(port, half, 6 + 26 * 6, 6 + 26 * 4)
+    write_scene(archive.folder / "scenes/port_20200101.tif", port)
+    archive.index()
+    boat = f"exemplars.boxes={archive.boxes(archive.rows[0])}"
+    other = f"[[{archive.folder / 'scenes/port_20200101.tif'},{','.join(map(str, box))},not this]]"
+
+    def scores(*settings: str) -> tuple[float, float]:
+        found = archive.run("query.scenes=port*", boat, *settings, ask=False).detections
+        at = {(x, y): score for x, y, score in found[["x_min", "y_min", "score"]].round(3).to_numpy().tolist()}
+        return at[58, 32], at[6 + 26 * 6, 6 + 26 * 4]
+
+    (boat_before, half_before), (boat_after, half_after) = scores(), scores(f"negatives.boxes={other}")
+    assert half_after < half_before
+    assert half_after / boat_after < half_before / boat_before
+
+
+def test_handed_on_and_asked_elsewhere(archive: Archive) -> None:
+    archive.index()
+    file = archive.folder / "export.parquet"
+    archive.run("mode=export", f"exchange={file}", ask=False)
+    frame = gpd.read_parquet(file)
+    assert {"id", "geometry", "embedding"} <= set(frame.columns)
+    assert frame.crs == "EPSG:4326"
+    assert frame.id.is_unique
+    town = frame[frame.path.str.contains("town")]
+    assert len(town) and town.geometry.notna().all()
+    assert np.linalg.norm(np.stack(frame.embedding), axis=1) == pytest.approx(1, abs=1e-2)
+    other = archive.folder / "other"
+    archive.run("mode=import", f"index={other}", f"exchange={file}", ask=False)
+    assert found(archive.run(f"index={other}")) == found(archive.run()) == sorted(archive.truth)
+    with pytest.raises(InputError, match="an index already"):
+        archive.run("mode=import", f"exchange={file}", ask=False)
+    with pytest.raises(InputError, match="no such file"):
+        archive.run("mode=import", f"index={archive.folder / 'third'}", "exchange=gone.parquet", ask=False)
