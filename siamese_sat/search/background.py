@@ -51,13 +51,15 @@ def sample_background(
         radiometry_of: normalises a scene.
         steps: of the levels.
         stage: of the backbone.
-        count: places to draw.
+        count: places to draw, fewer where the scenes are small.
         seed: the same seed draws the same places.
     """
     rng = np.random.default_rng(seed)
     stride = STRIDES[stage]
     around = math.ceil(engine.embedder.backbone.reach(stage) / stride)
     areas = np.array([s.megapixels for s in scenes])
+    # No more than would cover the scenes once at their finest level.
+    count = min(count, max(len(steps), math.ceil(areas.sum() * 1e6 * (UNIT / min(steps)) ** 2 / (SIDE * stride) ** 2)))
     drawn = np.sort(rng.choice(len(scenes), count, p=areas / areas.sum()))
     level = rng.permutation(np.arange(count) % len(steps))
     for number in np.unique(drawn):

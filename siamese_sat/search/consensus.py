@@ -22,40 +22,59 @@ class Consensus:
     """Exemplars of a class, turned alike: view v of each shows the thing in one direction.
 
     Attributes:
-        patches: ``[exemplars, views, D, n, n]``, cells times weight, of unit length under the weights.
+        kernels: ``[views, D, n, n]``: their dot product with a place, over the root of its weighted energy, is the mean
+            of the exemplars' weighted cosines in one common direction.
+        patches: ``[exemplars, views, D, n, n]``: an exemplar's cells less ``contrast`` of their mean, times weight, of
+            unit length under the weights.
         weights: ``[views, n, n]`` of cells, 0 to 1.
         shift: ``[exemplars]`` views by which each was turned.
+        contrast: part of a patch's own mean cell that is taken off it before it is compared closely: what lies evenly
+            over thing and surroundings (a crop, water) says little.
     """
 
+    kernels: Tensor
     patches: Tensor
     weights: Tensor
     shift: npt.NDArray[np.int64]
-
-    @property
-    def kernels(self) -> Tensor:
-        """``[views, D, n, n]``: their dot product with a place is the mean of the exemplars' own."""
-        return self.patches.mean(0)
+    contrast: float
 
     def cosines(self, places: Tensor) -> Tensor:
-        """Weighted cosine ``[N, exemplars, views]`` of places ``[N, D, n, n]`` with every exemplar in every view."""
+        """Weighted cosine ``[N, exemplars, views]`` of places ``[N, D, n, n]`` with every exemplar in every view.
+
+        Both sides less ``contrast`` of their weighted mean cell.
+        """
         exemplars, views = self.patches.shape[:2]
-        dots = places.flatten(1) @ self.patches.flatten(2).flatten(0, 1).T
-        energy = places.square().sum(1).flatten(1) @ self.weights.flatten(1).T
-        cosine: Tensor = dots.reshape(-1, exemplars, views) / energy.clamp(min=1e-12).sqrt()[:, None]
+        cells, weights = places.flatten(2), self.weights.flatten(1)
+        total = weights.sum(1).clamp(min=1e-12)
+        mean = torch.einsum("ndk,vk->nvd", cells, weights / total[:, None])
+        dots = (places.flatten(1) @ self.patches.flatten(2).flatten(0, 1).T).reshape(-1, exemplars, views)
+        dots = dots - self.contrast * torch.einsum("nvd,evd->nev", mean, self.patches.sum((3, 4)))
+        # |c - b m|^2 summed under the weights, m their mean: |c|^2 - (2 b - b^2) |m|^2.
+        energy = cells.square().sum(1) @ weights.T
+        energy = energy - (2 * self.contrast - self.contrast**2) * mean.square().sum(2) * total
+        cosine: Tensor = dots / energy.clamp(min=1e-12).sqrt()[:, None]
         return cosine
 
 
-def find_consensus(cells: Tensor) -> Consensus:
+def find_consensus(cells: Tensor, contrast: float = 0.0) -> Consensus:
     """Turns exemplars alike and weighs their cells.
 
     Args:
         cells: ``[exemplars, views, D, n, n]``, whitened; views evenly over the circle.
+        contrast: see `Consensus`, 0 to 1.
     """
     shift = align(F.normalize(cells.flatten(2), dim=2))
     turned = torch.stack([one.roll(-int(s), 0) for one, s in zip(cells, shift, strict=True)])
     weights = agreement(turned)
-    length = (turned.square().sum(2) * weights).sum((2, 3)).sqrt().clamp(min=1e-12)
-    return Consensus(turned * weights[None, :, None] / length[:, :, None, None, None], weights, shift)
+    total = weights.sum((1, 2)).clamp(min=1e-12)[None, :, None, None, None]
+    mean = (turned * weights[None, :, None]).sum((3, 4), keepdim=True) / total
+    return Consensus(_unit(turned, weights).mean(0), _unit(turned - contrast * mean, weights), weights, shift, contrast)
+
+
+def _unit(cells: Tensor, weights: Tensor) -> Tensor:
+    """Cells ``[exemplars, views, D, n, n]`` times weight, of unit length under the weights."""
+    length = (cells.square().sum(2) * weights).sum((2, 3)).sqrt().clamp(min=1e-12)
+    return cells * weights[None, :, None] / length[:, :, None, None, None]
 
 
 def align(views: Tensor) -> npt.NDArray[np.int64]:

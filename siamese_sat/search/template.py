@@ -81,11 +81,12 @@ class TemplateSearch:
         min_levels: levels on either side of the median exemplar, at least.
         max_levels: at most.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
+        contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
         shrinkage: of the whitening.
         oblique_trust: weight of views between quarter turns in the vote on the box.
         box_scale: reported boxes are the exemplars' extent times this.
-        samples: places from which the background's statistics are taken.
+        samples: places, at most, from which the background's statistics are taken.
         least: raw scores below are no candidates.
         most: candidates per class, scene and tile at most.
         tile: level pixels of a tile.
@@ -100,11 +101,12 @@ class TemplateSearch:
     min_levels: int = 2
     max_levels: int = 4
     size_spread: float = 1.2
+    contrast: float = 0.2
     dimensions: int = 128
     shrinkage: float = 0.1
     oblique_trust: float = 0.1
     box_scale: float = 1.1
-    samples: int = 96
+    samples: int = 192
     least: float = 0.02
     most: int = 2000
     tile: int = 1024
@@ -238,7 +240,7 @@ class TemplateSearch:
         self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[tuple[Tensor, int]]
     ) -> Template:
         cells = torch.stack([self._patches(e) for e in exemplars])
-        consensus = find_consensus(cells)
+        consensus = find_consensus(cells, self.contrast)
         sides: list[FloatArray] = []
         trust: list[FloatArray] = []
         for own, exemplar, shift in zip(cells, exemplars, consensus.shift, strict=True):
@@ -260,7 +262,9 @@ class TemplateSearch:
         found = []
         for i in range(count if count > 1 else 0):
             others = [j for j in range(count) if j != i]
-            rest = replace(template, consensus=find_consensus(cells[others]), sizes=template.sizes[others])
+            rest = replace(
+                template, consensus=find_consensus(cells[others], self.contrast), sizes=template.sizes[others]
+            )
             own_step = template.sizes[i] * UNIT / self.object_size
             found.append(self._closer(rest, cells[i, :1], own_step)[0].mean())
         return np.asarray(found, dtype=np.float64)
