@@ -32,6 +32,7 @@ from siamese_sat.model.checkpoint import add_to_checkpoint, load_model, read_che
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
 from siamese_sat.report import plot, sheet
+from siamese_sat.report.render import rgb_bands
 from siamese_sat.settings import check_training
 
 log = logging.getLogger(__name__)
@@ -185,8 +186,9 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
         log.warning("No validation pairs of one class, or of two: no similarity.png.")
     else:
         plot.similarity_histogram(
-            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3
-        )
+            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3,
+            calibration.kind,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -208,6 +210,7 @@ def _draw(folder: Path, data: ChipDataModule, warmup_epochs: int | None) -> None
         data.train_chips.pixels[shown].numpy(),
         [data.classes[int(data.train_chips.labels[i])] for i in shown],
         folder / "chips.png",
+        rgb=rgb_bands(data.radiometry.names),
     )
 
 

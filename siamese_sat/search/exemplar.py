@@ -130,7 +130,10 @@ class ExemplarSource:
         if self.scenes is None and self.labels is None:
             return []
         scenes = open_scenes(self.scenes, bands, alpha, self.aoi, self.labels)
-        labels = LabelReader(dict(self.aliases or {}), self.class_field, self.default_class).read(scenes, self.labels)
+        labels = LabelReader(
+            dict(self.aliases or {}), self.class_field, self.default_class,
+            setting="exemplars.labels", group="exemplars",
+        ).read(scenes, self.labels)  # fmt: skip
         if labels.empty:
             raise InputError(
                 f"{self.labels or self.scenes}: no label lies in the exemplar scenes; check exemplars.labels."
