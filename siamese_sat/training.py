@@ -210,7 +210,7 @@ def _draw(folder: Path, data: ChipDataModule, warmup_epochs: int | None) -> None
         data.train_chips.pixels[shown].numpy(),
         [data.classes[int(data.train_chips.labels[i])] for i in shown],
         folder / "chips.png",
-        rgb=rgb_bands(data.radiometry.names),
+        rgb=rgb_bands(data.radiometry.names) if data.radiometry is not None else (2, 1, 0),
     )
 
 
