@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation
-from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.progress import console
 from siamese_sat.report.ranking import ranking_sheet
 from siamese_sat.report.render import rgb_bands
@@ -56,25 +55,27 @@ def nothing_found(folder: Path, failed: Mapping[str, str] | None = None, files: 
 def conclude(
     cfg: DictConfig,
     folder: Path,
-    model: TrainedModel,
     method: SearchMethod,
     scenes: Mapping[str, Scene],
     failed: Mapping[str, str],
+    bands: Sequence[str],
+    known: Mapping[str, float] | None = None,
 ) -> SearchResult:
     """Searches the scenes and writes what is found.
 
     Args:
         cfg: as ``conf/search.yaml`` composes it.
         folder: for the files.
-        model: whose bands the scenes are shown by.
         method: prepared.
         scenes: by the name that their detections carry.
         failed: scenes that have failed already, with the reason.
+        bands: names of the scenes' bands, by which they are shown.
+        known: a training's thresholds by class.
 
     Raises:
         InputError: thresholds, truth or a file cannot be used.
     """
-    thresholds = find_thresholds(cfg, model, method.classes)
+    thresholds = find_thresholds(cfg, known or {}, method.classes)
     output: dict[str, Any] = OmegaConf.to_container(cfg.output, resolve=True)  # type: ignore[assignment]
     best = output.pop("ranking", None)
     # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
@@ -93,7 +94,7 @@ def conclude(
     console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
     truth = labels[labels.filename.isin(list(searched))].reset_index(drop=True) if labels is not None else None
     evaluation = evaluate_search(ranked, truth, searched, thresholds) if truth is not None else None
-    rgb = rgb_bands(model.radiometry.names)
+    rgb = rgb_bands(bands)
     results = Results(detections, searched, method.classes, truth, evaluation, ranked, rgb)
     files = write_results(results, folder, **output)
     if best is not None:
@@ -108,7 +109,7 @@ def conclude(
     return SearchResult(detections, failed, evaluation, folder, files)
 
 
-def find_thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]) -> dict[str, float]:
+def find_thresholds(cfg: DictConfig, known: Mapping[str, float], classes: Sequence[str]) -> dict[str, float]:
     """The least score of each class, as ``search.threshold`` says.
 
     Raises:
@@ -116,7 +117,7 @@ def find_thresholds(cfg: DictConfig, model: TrainedModel, classes: Sequence[str]
     """
     wanted = cfg.search.threshold
     if wanted == "per_class":
-        return {c: model.thresholds.get(c, 0.3) for c in classes}
+        return {c: known.get(c, 0.3) for c in classes}
     try:
         given = {str(k): float(v) for k, v in wanted.items()} if OmegaConf.is_dict(wanted) else float(wanted)
     except (TypeError, ValueError) as error:

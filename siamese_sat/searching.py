@@ -81,7 +81,7 @@ def search(cfg: DictConfig) -> SearchResult:
     if negatives:
         method = Unlike(method, negatives)
     method.prepare(model, engine, exemplars, radiometry_rule(cfg.radiometry, model), list(scenes.values()))
-    return conclude(cfg, folder, model, method, scenes, failed)
+    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds)
 
 
 def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], Scene]:

@@ -280,3 +280,67 @@ def test_handed_on_and_asked_elsewhere(archive: Archive) -> None:
         archive.run("mode=import", f"exchange={file}", ask=False)
     with pytest.raises(InputError, match="no such file"):
         archive.run("mode=import", f"index={archive.folder / 'third'}", "exchange=gone.parquet", ask=False)
+
+
+def test_places_on_the_map_are_asked_without_scenes_or_model(archive: Archive) -> None:
+    archive.index()
+    for path in (archive.folder / "scenes").iterdir():
+        path.unlink()
+    # The middle of the second boat of town, in metres.
+    x, y = 500_000 + 2 * 234, 5_000_000 - 2 * 26
+    settings = ["ckpt_path=null", "model.weights=gone.pth", "query.area_crs=EPSG:32633"]
+    result = archive.run(f"query.places={{boat: [[{x},{y}]]}}", "query.scales=[52]", *settings, ask=False)
+    centres = (result.detections[["x_min", "y_min"]].to_numpy() + result.detections[["x_max", "y_max"]].to_numpy()) / 2
+    names = result.detections.filename[:3].tolist()
+    assert sorted(zip(names, centres[:3].round(3).tolist(), strict=True)) == [
+        ("port_20200101.tif", [78, 52]), ("town_20240101.tif", [78, 52]), ("town_20240101.tif", [234, 26]),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match=r"no window of the index \(52 pixels\) lies at"):
+        archive.run("query.places={boat: [[0,0]]}", *settings, ask=False)
+    with pytest.raises(InputError, match=r"is not \[x, y\]"):
+        archive.run("query.places={boat: [5]}", *settings, ask=False)
+
+
+def test_embeddings_made_elsewhere(archive: Archive) -> None:
+    rng = np.random.default_rng(0)
+    x, y = (v.ravel() for v in np.meshgrid(8 + np.arange(20) * 0.01, 47 + np.arange(20) * 0.01))
+    vectors = rng.normal(size=(400, 12)).astype(np.float32)
+    vectors[[7, 111, 222]] = rng.normal(size=12) + 0.1 * rng.normal(size=(3, 12))
+    shapes = shapely.box(x, y, x + 0.01, y + 0.01)
+    frame = gpd.GeoDataFrame({"id": np.arange(400), "embedding": list(vectors)}, geometry=shapes, crs="EPSG:4326")
+    frame.to_parquet(archive.folder / "theirs.parquet")
+    archive.run("mode=import", f"exchange={archive.folder / 'theirs.parquet'}", ask=False)
+    with pytest.raises(InputError, match="made elsewhere"):
+        archive.run()
+    place = f"query.places={{thing: [[{x[111] + 0.005},{y[111] + 0.005}]]}}"
+    result = archive.run(place, "output.vector=[geojson]", "output.ranking=3", ask=False)
+    best = gpd.read_file(archive.folder / "out/detections.geojson")
+    centres = best.geometry.centroid
+    expected = [(round(float(x[i]) + 0.005, 5), round(float(y[i]) + 0.005, 5)) for i in (7, 111, 222)]
+    assert sorted(zip(centres.x.round(5), centres.y.round(5), strict=True)) == sorted(expected)
+    assert len(result.detections) == 3
+    for content, words in ((b"no parquet", "as Parquet"), (None, "columns embedding and geometry")):
+        bad = archive.folder / "bad.parquet"
+        bad.write_bytes(content) if content else pd.DataFrame({"a": [1]}).to_parquet(bad)
+        with pytest.raises(InputError, match=words):
+            archive.run("mode=import", f"index={archive.folder / 'new'}", f"exchange={bad}", ask=False)
+
+
+def test_candidates_are_verified_on_their_pixels(archive: Archive) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 90, (3, 512, 640)).astype("uint8")
+    thing = rng.integers(0, 255, (3, 12, 12)).repeat(4, 1).repeat(4, 2).astype("uint8")
+    boxes = [plant(pixels, thing, x, y) for x, y in ((60, 70), (420, 300))]
+    path = write_scene(archive.folder / "photo.tif", pixels)
+    settings = [
+        f"scenes={path}", "ckpt_path=null", "model=resnet18", "model.weights=null", "search/method=template",
+        f"exemplars.boxes=[[{path},{','.join(map(str, boxes[0]))},thing]]", "search.threshold=0.0",
+    ]  # fmt: skip
+    direct = archive.run("index=null", *settings, ask=False).detections
+    result = archive.run("query.verify=true", "query.candidates=12", "indexing.windows=[64]", *settings, ask=False)
+    for mine in (direct, result.detections):
+        best = sorted(mine[["x_min", "y_min", "x_max", "y_max"]].to_numpy()[:2].tolist())
+        assert np.abs(np.array(best) - np.array(sorted(boxes))).max() < 8
+    # They are the same places with the same scores, but for what was cut off far away.
+    assert result.detections.score[:2].to_numpy() == pytest.approx(direct.score[:2].to_numpy(), abs=0.05)
+    assert len(result.detections) < len(direct)

@@ -57,7 +57,13 @@ class Built:
 def outdated(store: Store, paths: Sequence[str]) -> list[str]:
     """Those paths that are not in the index as they are now."""
     known = {row.path: row for row in entries_of(store.scenes())}
-    return [p for p in map(scene_path, paths) if p not in known or not _same(known[p], p)]
+    return [p for p in map(scene_path, paths) if p not in known or not unchanged(known[p])]
+
+
+def unchanged(entry: Entry) -> bool:
+    """Whether a scene is as it was when it was indexed; of a remote one nothing is asked."""
+    found = Signature(entry.size, entry.modified, entry.header)
+    return entry.path.startswith(REMOTE) or found == signature(entry.path)
 
 
 def build(
@@ -84,7 +90,7 @@ def build(
     started = time.perf_counter()
     known = {row.path: row for row in entries_of(store.scenes())}
     wanted = list(dict.fromkeys(map(scene_path, paths)))
-    todo = [p for p in wanted if p not in known or not _same(known[p], p)]
+    todo = [p for p in wanted if p not in known or not unchanged(known[p])]
     built = Built(kept=len(wanted) - len(todo))
     filler = _Filler(store, max((row.scene for row in known.values()), default=0))
     with progress() as bar:
@@ -110,12 +116,6 @@ def build(
         log.info("Index %s.", {"exact": "small enough to be compared whole"}.get(done, done))
     built.seconds = time.perf_counter() - started
     return built
-
-
-def _same(entry: Entry, path: str) -> bool:
-    if path.startswith(REMOTE):
-        return True
-    return Signature(entry.size, entry.modified, entry.header) == signature(path)
 
 
 class _Filler:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pyproj import Transformer
+from pyproj.exceptions import CRSError
 
 from siamese_sat.errors import InputError
 from siamese_sat.search.exemplar import Exemplar, by_class
@@ -22,6 +24,8 @@ from siamese_sat.search.score import ScoreCurve, fit_curve
 Vector = npt.NDArray[np.float32]
 # How much the mean negative counts, of the mean positive (Rocchio 1971 took a quarter to a half).
 UNLIKE = 0.5
+# A window's part on each side of the thing, where nothing is known of its size.
+PADDING = 0.15
 # Windows of one size from which what is ordinary can be told.
 ENOUGH = 200
 
@@ -104,6 +108,48 @@ def prototype_questions(
         unit = _unit(np.asarray(vector, np.float32))
         found.append(Question(name, scale, unit, extents[name], _curve(unit[None], None, ordinary, scale)))
     return found
+
+
+def place_questions(
+    store: Store,
+    places: Mapping[str, Sequence[Sequence[float]]],
+    unlike: Sequence[Sequence[float]],
+    scale: int,
+    crs: str = "EPSG:4326",
+) -> list[Question]:
+    """Questions after what lies at places on the map, by the vectors that the index has of them: no scene is touched.
+
+    Args:
+        store: the index.
+        places: x and y by class.
+        unlike: x and y of what is not meant.
+        scale: side of the windows that are asked.
+        crs: of these coordinates.
+
+    Raises:
+        InputError: the coordinates are none, or no window lies there.
+    """
+    ordinary = store.ordinary()
+    away = np.mean([_at(store, p, scale, crs) for p in unlike], axis=0) if len(unlike) else None
+    found = []
+    for name, points in places.items():
+        each = np.stack([_at(store, p, scale, crs) for p in points])
+        side = scale / (1 + 2 * PADDING)
+        curve = _curve(each, away, ordinary, scale)
+        found.append(Question(str(name), scale, _less(each.mean(axis=0), away), (side, side), curve))
+    return found
+
+
+def _at(store: Store, point: Sequence[float], scale: int, crs: str) -> Vector:
+    try:
+        east, north = map(float, point)
+        x, y = Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(east, north)
+    except (CRSError, TypeError, ValueError) as error:
+        raise InputError(f"query.places: {point!r} is not [x, y] in {crs}.") from error
+    rows = store.at(float(x), float(y), f"scale = {scale}")
+    if rows.empty:
+        raise InputError(f"query.places: no window of the index ({scale} pixels) lies at {list(point)} in {crs}.")
+    return _unit(np.asarray(rows.vector[0], np.float32))
 
 
 def ask(

@@ -21,7 +21,7 @@ from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
 from siamese_sat.search.index.lance import lancedb_module, make_inverted
 from siamese_sat.search.index.lock import only_writer
-from siamese_sat.search.index.schema import PLACE, among, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.schema import MAP, PLACE, among, scene_schema, vectors_of, window_schema
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
 LEARNED, ORDINARY = "learned", "ordinary"
@@ -219,6 +219,22 @@ class Store:
             found: pd.DataFrame = ask.to_arrow().to_pandas()
         found["similarity"] = 1.0 - found.pop("_distance").astype(float)
         return found
+
+    def at(self, x: float, y: float, where: str | None = None) -> pd.DataFrame:
+        """The windows that hold a place, that in whose middle it lies first, with their vectors.
+
+        Args:
+            x: longitude in degrees.
+            y: latitude in degrees.
+            where: see `nearest`.
+        """
+        inside = f"map_x_min <= {x!r} AND map_x_max >= {x!r} AND map_y_min <= {y!r} AND map_y_max >= {y!r}"
+        with self._telling("read"):
+            ask = self._table(WINDOWS).search().where(f"{inside} AND {where}" if where else inside)
+            found: pd.DataFrame = ask.select([*PLACE, "vector"]).to_arrow().to_pandas()
+        west, south, east, north = (found[c].to_numpy(float) for c in MAP)
+        off = np.hypot((west + east) / 2 - x, (south + north) / 2 - y)
+        return found.iloc[np.argsort(off, kind="stable")].reset_index(drop=True)
 
     def ordinary(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Vectors ``[n, D]`` of windows drawn at random, and their sizes ``[n]``; kept apart, cheap to read."""
