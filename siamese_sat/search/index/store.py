@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +32,7 @@ EXACT_BELOW = 100_000
 OUTGROWN = 4
 # Windows drawn at random that a query is held against, to know what similarity is ordinary.
 SAMPLE = 4096
-DAY = 1  # days of versions that a clean-up leaves to readers
+KEPT = timedelta(minutes=10)  # for which replaced files are left to who reads them
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,6 @@ class Store:
         Returns:
             What was done: ``exact``, ``built``, ``extended`` or ``rebuilt``.
         """
-        from datetime import timedelta
-
         with self._telling("written"):
             table, count, done = self._table(WINDOWS), self.count(), "exact"
             if count >= exact_below:
@@ -175,13 +174,19 @@ class Store:
                 outgrown = count > OUTGROWN * (self._learned() or count)
                 # Partitions are learned from the rows of their day; rows appended since are sorted into them.
                 done = "extended" if indexed and not outgrown else "rebuilt" if indexed else "built"
-                if done != "extended":
-                    make_inverted(table, count)
-                    self._replace(LEARNED, {"windows": [count]})
+            if done in ("built", "rebuilt"):
+                # Gathered before, not after: an inverted index would be written anew. What gathering has replaced is as
+                # large as the table: it goes at once.
+                self._tidy(table, timedelta(0))
+                make_inverted(table, count)
+                self._replace(LEARNED, {"windows": [count]})
+            else:
+                self._tidy(table, KEPT)
             if count:
                 self._replace(ORDINARY, self._draw())
-            for one in (table, self._table(SCENES)):
-                one.optimize(cleanup_older_than=timedelta(days=DAY))
+            for name in (SCENES, ORDINARY):
+                if name in self._open:
+                    self._tidy(self._open[name], KEPT)
         return done
 
     def nearest(
@@ -269,6 +274,11 @@ class Store:
         for batch in self._table(WINDOWS).search().select(["scene"]).to_batches():
             there.update(batch["scene"].unique().to_pylist())
         self.drop_windows(sorted(there - set(scenes["scene"].to_pylist())))
+
+    def _tidy(self, table: Any, kept: timedelta) -> None:  # noqa: ANN401 - a LanceDB table
+        """Gathers small files, completes indexes, and deletes what is older than ``kept`` and in no use."""
+        # Files that no version names are of a process that was killed: here, only one writes at a time.
+        table.optimize(cleanup_older_than=kept, delete_unverified=not self.uri.startswith(REMOTE))
 
     def _replace(self, name: str, content: Any) -> None:  # noqa: ANN401 - a pyarrow table, or columns of one
         import pyarrow as pa
