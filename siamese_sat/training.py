@@ -28,14 +28,22 @@ from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.device import training_precision
 from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import class_thresholds, fit_calibration, pair_similarity
-from siamese_sat.model.checkpoint import add_to_checkpoint, load_model, read_checkpoint
+from siamese_sat.model.checkpoint import TrainedModel, add_to_checkpoint, load_model, read_checkpoint
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
+from siamese_sat.model.statistics import FeatureStatistics, measure
 from siamese_sat.report import plot, sheet
 from siamese_sat.report.render import rgb_bands
+from siamese_sat.search.background import sample_background
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.ladder import ladder
 from siamese_sat.settings import check_training
 
 log = logging.getLogger(__name__)
+
+# Whose background the checkpoint keeps: the stage and the size of things that template search has by default.
+BACKGROUND_STAGE, OBJECT_SIZE = "layer2", 49.0
+BACKGROUND_SAMPLES = 96
 
 
 @dataclass(frozen=True)
@@ -173,6 +181,7 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
         name: np.median(sides[data.train_chips.labels.numpy() == i], axis=0).tolist()
         for i, name in enumerate(data.classes)
     }
+    ordinary = _background(model, data, extents, device)
     add_to_checkpoint(
         best,
         {
@@ -180,6 +189,7 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
             "thresholds": dict(zip(data.classes, thresholds, strict=True)),
             "prototypes": {n: p.clone() for n, p in zip(data.classes, prototypes, strict=True) if n != BACKGROUND},
             "extents": extents,
+            "background": {} if ordinary is None else {BACKGROUND_STAGE: ordinary.to_dict()},
         },
     )
     if not (len(pairs.same) and len(pairs.different)):
@@ -189,6 +199,19 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
             pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3,
             calibration.kind,
         )  # fmt: skip
+
+
+def _background(
+    model: TrainedModel, data: ChipDataModule, extents: Mapping[str, list[float]], device: torch.device
+) -> FeatureStatistics | None:
+    """Features of random places of the training scenes, at the scales of its classes, for search in small scenes."""
+    longer = {name: [max(sides)] for name, sides in extents.items() if name != BACKGROUND}
+    steps = sorted({s for found in ladder(longer, OBJECT_SIZE, 1.25, 0, 0).values() for s in found})
+    engine = Engine(model.embedder, device)
+    samples = sample_background(
+        engine, data.opened, lambda scene: model.radiometry, steps, BACKGROUND_STAGE, BACKGROUND_SAMPLES, data.seed
+    )
+    return measure(s.features[:, s.good][:, :, None] for s in samples)
 
 
 @torch.inference_mode()

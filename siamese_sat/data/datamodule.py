@@ -145,6 +145,7 @@ class ChipDataModule(L.LightningDataModule):
         self.seed, self.cache = seed, Path(cache_dir) if cache_dir else None
         self.radiometry: Radiometry | None = None
         self.classes: tuple[str, ...] = ()
+        self.opened: list[Scene] = []
         self._served = (-1, 0)
 
     def setup(self, stage: str | None = None) -> None:
@@ -158,6 +159,7 @@ class ChipDataModule(L.LightningDataModule):
         known = {s.path for s in scenes}
         further = open_scenes(self.unlabelled, self.bands, self.alpha) if self.unlabelled else []
         further = [s for s in further if s.path not in known]
+        self.opened = [*scenes, *further]
         radiometry = estimate([*scenes, *further], self.band_names, max_blocks=self.max_blocks)
         log.info("Radiometry of %d scene(s): %s.", len(scenes) + len(further), radiometry)
         names = sorted(set(labels.class_name) - {BACKGROUND, *self.held_out})

@@ -16,6 +16,7 @@ from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.embedder import Embedder, EmbedderSpec
+from siamese_sat.model.statistics import FeatureStatistics
 
 KEY = "siamese_sat"
 
@@ -34,6 +35,7 @@ class TrainedModel:
         thresholds: of best F1 by class, on validation chips.
         prototypes: unit vector ``[D]`` by class.
         extents: median width and height of its boxes in pixels, by class.
+        background: features of random places of the training scenes, by stage; search leans on them in small scenes.
         path: of the checkpoint.
     """
 
@@ -46,6 +48,7 @@ class TrainedModel:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     prototypes: Mapping[str, Tensor] = field(default_factory=dict)
     extents: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    background: Mapping[str, FeatureStatistics] = field(default_factory=dict)
     path: str = ""
 
 
@@ -92,6 +95,7 @@ def load_model(path: str | Path) -> TrainedModel:
         thresholds=carried.get("thresholds", {}),
         prototypes=carried.get("prototypes", {}),
         extents={k: (v[0], v[1]) for k, v in carried.get("extents", {}).items()},
+        background={k: FeatureStatistics.from_dict(v) for k, v in carried.get("background", {}).items()},
         path=str(path),
     )
 

@@ -22,6 +22,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.model.statistics import measure
 from siamese_sat.search.background import sample_background, whole
 from siamese_sat.search.consensus import Consensus, find_consensus
 from siamese_sat.search.dense import UNIT, FeatureTile, feature_tiles, features
@@ -33,12 +34,14 @@ from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
 from siamese_sat.search.peak import local_maxima, patches_at, vertex
 from siamese_sat.search.score import ScoreCurve, fit_curve
-from siamese_sat.search.whiten import fit_whitening
+from siamese_sat.search.whiten import whiten
 
 FloatArray = npt.NDArray[np.float64]
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
 CLOSER = 0.5
+# Background cells from which the searched scenes speak for themselves; in smaller ones the training's background helps.
+ENOUGH = 20_000
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,10 @@ class TemplateSearch:
         radiometry_of: RadiometryOf,
         scenes: Sequence[Scene],
     ) -> None:
-        """Learns the background of ``scenes`` and turns exemplars into templates."""
+        """Learns the background of ``scenes`` and turns exemplars into templates.
+
+        Small scenes lean on the background of the model's training, where there was one.
+        """
         if not exemplars:
             raise InputError("Template search needs exemplars; give some, or search with search/method=window.")
         if self.cells % 2 == 0 or self.cells < 1 or self.views < 1 or self.scale_step <= 1 or self.size_spread <= 0:
@@ -134,9 +140,14 @@ class TemplateSearch:
         steps = ladder(sizes, self.object_size, self.scale_step, self.min_levels, self.max_levels)
         every = sorted({s for found in steps.values() for s in found})
         samples = list(sample_background(engine, scenes, radiometry_of, every, self.stage, self.samples, self.seed))
-        self.whitening = fit_whitening(
-            (s.features[:, s.good][:, :, None] for s in samples), self.dimensions, self.shrinkage
-        )
+        found = measure(s.features[:, s.good][:, :, None] for s in samples)
+        trained = model.background.get(self.stage)
+        if found is not None and trained is not None:
+            found = found.leaning_on(trained, ENOUGH)
+        found = found or trained
+        if found is None:
+            raise InputError("No valid pixel in the searched scenes to learn their background from.")
+        self.whitening = whiten(found, self.dimensions, self.shrinkage)
         background = whole([(self.whitening(s.features), s) for s in samples], self.cells + 2)
         self.templates = [self._template(name, group, steps[name], background) for name, group in groups.items()]
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.errors import InputError
+from siamese_sat.model.statistics import FeatureStatistics, measure
 
 
 @dataclass(frozen=True)
@@ -33,35 +34,39 @@ class Whitening:
 
 
 def fit_whitening(samples: Iterable[Tensor], dimensions: int = 128, shrinkage: float = 0.1) -> Whitening:
-    """Mean and covariance of background cells, streamed; whitening with shrinkage (Ledoit and Wolf 2004).
+    """Whitening by the background's mean and covariance, streamed.
 
     Args:
         samples: features ``[C, H, W]`` of background.
+        dimensions: see `whiten`.
+        shrinkage: see `whiten`.
+
+    Raises:
+        InputError: there is no sample, or see `whiten`.
+    """
+    found = measure(samples)
+    if found is None:
+        raise InputError("No valid pixel in the searched scenes to learn their background from.")
+    return whiten(found, dimensions, shrinkage)
+
+
+def whiten(statistics: FeatureStatistics, dimensions: int = 128, shrinkage: float = 0.1) -> Whitening:
+    """Whitening with shrinkage (Ledoit and Wolf 2004).
+
+    Args:
+        statistics: of the background.
         dimensions: principal axes to keep; no more than C are.
         shrinkage: part of the mean variance mixed into every axis; 1 leaves a rotation only.
 
     Raises:
-        InputError: shrinkage is outside 0..1, or there is no sample.
+        InputError: shrinkage is outside 0..1, or dimensions below 1.
     """
     if not 0 <= shrinkage <= 1 or dimensions < 1:
         raise InputError("search.method: shrinkage must lie between 0 and 1, and dimensions be 1 or more.")
-    count = 0
-    total, product = torch.zeros(()), torch.zeros(())
-    for sample in samples:
-        cells = F.normalize(sample.reshape(sample.shape[0], -1), dim=0)
-        total = total + cells.sum(1, dtype=torch.float64)
-        product = product + (cells @ cells.T).double()
-        count += cells.shape[1]
-    if count == 0:
-        raise InputError("No valid pixel in the searched scenes to learn their background from.")
-    mean = total / count
-    covariance = product / count - torch.outer(mean, mean)
-    channels = len(mean)
-    level = covariance.diagonal().mean()
-    values, vectors = torch.linalg.eigh(covariance)
+    level = statistics.covariance.diagonal().mean()
+    values, vectors = torch.linalg.eigh(statistics.covariance)
     values, vectors = values.flip(0)[:dimensions].clamp(min=0), vectors.flip(1)[:, :dimensions]
     scaled = (1 - shrinkage) * values + shrinkage * level
     # Features that never vary have no axes to scale: a floor keeps them finite.
     scaled = scaled.clamp(min=float(level) * 1e-6 + 1e-12)
-    assert vectors.shape[0] == channels
-    return Whitening(mean.float(), (vectors / scaled.sqrt()).float())
+    return Whitening(statistics.mean.float(), (vectors / scaled.sqrt()).float())
