@@ -186,7 +186,7 @@ def scenes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         result = search(cfg)
         taken = time.perf_counter() - started
         table = result.evaluation.table().iloc[0] if result.evaluation is not None else {}
-        return {"run": name, "seconds": taken, **{k: float(table[k]) for k in ("AP50", "centre AP") if k in table}}
+        return {"run": name, "seconds": taken, **{k: float(table[k]) for k in ("ap50", "ap_centre") if k in table}}
 
     listing = folder / "scenes.txt"
     listing.write_text("\n".join(map(str, chosen)))

@@ -32,6 +32,7 @@ EXACT_BELOW = 100_000
 OUTGROWN = 4
 # Windows drawn at random that a query is held against, to know what similarity is ordinary.
 SAMPLE = 4096
+AT_ONCE = timedelta(milliseconds=1)
 KEPT = timedelta(minutes=10)  # for which replaced files are left to who reads them
 
 
@@ -177,7 +178,7 @@ class Store:
             if done in ("built", "rebuilt"):
                 # Gathered before, not after: an inverted index would be written anew. What gathering has replaced is as
                 # large as the table: it goes at once.
-                self._tidy(table, timedelta(0))
+                self._tidy(table, AT_ONCE)
                 make_inverted(table, count)
                 self._replace(LEARNED, {"windows": [count]})
             else:
