@@ -90,7 +90,7 @@ def _prepared(cfg: DictConfig, store: Store, paths: Sequence[str] | None) -> Mea
     else:
         model = replace(model, bands=tuple(find_bands(cfg, model)))
     if cfg.ckpt_path is None:
-        origin = f"model.backbone={cfg.model.backbone} model.weights={cfg.model.weights}"
+        origin = " ".join(f"model.{name}={cfg.model[name]}" for name in ("backbone", "variant", "weights"))
     recipe = draft(model, origin, cfg.radiometry == "per_scene", float(cfg.search.min_valid), cfg.indexing, known)
     if known is not None:
         known.check(recipe, store.uri)

@@ -239,6 +239,24 @@ def test_rows_of_an_earlier_search_as_exemplars(archive: Archive) -> None:
         archive.run(f"feedback.detections={archive.shown}")
 
 
+def test_rows_serve_without_an_index_too(archive: Archive) -> None:
+    direct = ["index=null", f"scenes={archive.folder / 'scenes'}", "search.threshold=0.9"]
+    first = archive.run(*direct).detections
+    kept = archive.folder / "first.csv"
+    first.to_csv(kept, index=False)
+    boat = int(np.flatnonzero(first.class_name == "boat")[0])
+    raft = int(np.flatnonzero(first.class_name == "raft")[0])
+    rows = f"feedback.detections={kept}"
+    again = archive.run(*direct, rows, f"feedback.positives=[{boat}]", ask=False)
+    assert found(again) == [t for t in archive.truth if t[0] == "boat"]
+    # A boat that is shown as what is not meant takes half of every boat's score.
+    lowered = archive.run(*direct, rows, f"feedback.negatives=[{boat}]", "search.threshold=0.4").detections
+    assert lowered.score[lowered.class_name == "boat"].max() == pytest.approx(0.5, abs=0.01)
+    assert lowered.score[lowered.class_name == "raft"].max() == pytest.approx(first.score[raft], abs=1e-6)
+    with pytest.raises(InputError, match="not among the scenes"):
+        archive.run("index=null", f"scenes={archive.shown}", rows, f"feedback.positives=[{boat}]")
+
+
 def test_what_is_unlike_scores_less(archive: Archive) -> None:
     archive.index()
     # Half a boat: some of what makes a boat is in it.
@@ -315,9 +333,10 @@ def test_embeddings_made_elsewhere(archive: Archive) -> None:
     place = f"query.places={{thing: [[{x[111] + 0.005},{y[111] + 0.005}]]}}"
     result = archive.run(place, "output.vector=[geojson]", "output.ranking=3", ask=False)
     best = gpd.read_file(archive.folder / "out/detections.geojson")
-    centres = best.geometry.centroid
+    west, south, east, north = best.geometry.bounds.to_numpy().T
+    centres = np.stack([(west + east) / 2, (south + north) / 2], axis=1).round(5)
     expected = [(round(float(x[i]) + 0.005, 5), round(float(y[i]) + 0.005, 5)) for i in (7, 111, 222)]
-    assert sorted(zip(centres.x.round(5), centres.y.round(5), strict=True)) == sorted(expected)
+    assert sorted(map(tuple, centres.tolist())) == sorted(expected)
     assert len(result.detections) == 3
     for content, words in ((b"no parquet", "as Parquet"), (None, "columns embedding and geometry")):
         bad = archive.folder / "bad.parquet"

@@ -7,6 +7,7 @@ those of a scene whose indexing (or removal) was cut short, no query shows them,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from siamese_sat.search.index.lock import only_writer
 from siamese_sat.search.index.schema import MAP, PLACE, among, scene_schema, vectors_of, window_schema
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
+# Where in its own source LanceDB found an error; nobody who reads the sentence can use it.
+SOURCE = re.compile(r",? *\S*/[\w.-]+/src/\S*")
 LEARNED, ORDINARY = "learned", "ordinary"
 # Rows that are scanned faster than an inverted index pays for: some 20 ms on two cores.
 EXACT_BELOW = 100_000
@@ -60,14 +63,14 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri if uri.startswith(REMOTE) else str(Path(uri).expanduser())
-        self._lance = lancedb_module()
-        with self._telling("opened"):
-            self._base = self._lance.connect(self.uri)
         self._open: dict[str, Any] = {}
+        self._connection: Any = None
 
     @property
     def exists(self) -> bool:
         """Whether there is an index; False for an empty or missing folder."""
+        if not self.uri.startswith(REMOTE) and not (Path(self.uri) / f"{ABOUT}.lance").is_dir():
+            return False  # connecting would make the folder
         with self._telling("read"):
             return ABOUT in self._names()
 
@@ -287,6 +290,12 @@ class Store:
         table = content if isinstance(content, pa.Table) else pa.table(content)
         self._open[name] = self._base.create_table(name, table, mode="overwrite")
 
+    @property
+    def _base(self) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
+        if self._connection is None:
+            self._connection = lancedb_module().connect(self.uri)
+        return self._connection
+
     def _table(self, name: str) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
         if name not in self._open:
             self._open[name] = self._base.open_table(name)
@@ -303,6 +312,7 @@ class Store:
             if isinstance(error, InputError):
                 raise
             reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            reason = SOURCE.sub("", reason)
             raise InputError(
                 f"{self.uri}: the index cannot be {what} ({reason[:200]}); check the path, its rights and, in an "
                 f"object store, the credentials."

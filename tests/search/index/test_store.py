@@ -141,6 +141,7 @@ def test_bytes_of_a_large_table_stay_within_bounds(tmp_path: Path) -> None:
 
 def test_no_index_and_something_else(tmp_path: Path) -> None:
     assert not Store(str(tmp_path / "nothing")).exists
+    assert not (tmp_path / "nothing").exists()  # looking leaves nothing behind
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file"), Store(str(tmp_path / "file")).writing():
         pass
