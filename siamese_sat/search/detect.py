@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from torchvision.ops import batched_nms
 
 from siamese_sat.errors import InputError
+from siamese_sat.search.overlap import kept
 
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "class_name", "filename", "score"]
 Threshold = float | Mapping[str, float]
@@ -75,16 +74,7 @@ def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
         raise InputError(f"search.nms_iou={nms_iou} must lie between 0 and 1.")
     # Ties are broken by place, so that the order in which windows were scored never shows.
     order = np.lexsort((candidates.boxes[:, 0], candidates.boxes[:, 1], -candidates.scores))
-    regions = torch.from_numpy(candidates.regions[order])
-    kept = batched_nms(
-        # It parts the classes by the largest coordinate, which does so only where none is negative.
-        regions - regions.min() if len(order) else regions,
-        # Strictly falling numbers in place of scores: torchvision's sort is not stable.
-        torch.arange(len(order), 0, -1, dtype=torch.float64),
-        torch.from_numpy(candidates.classes[order]),
-        nms_iou,
-    )
-    chosen = order[kept.numpy()]
+    chosen = order[kept(candidates.regions[order], candidates.classes[order], nms_iou)]
     return Candidates(
         candidates.boxes[chosen], candidates.regions[chosen], candidates.classes[chosen], candidates.scores[chosen]
     )
