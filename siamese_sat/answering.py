@@ -103,7 +103,8 @@ def answer(
     _warn_of_changed([e for e in entered if e.path in per_scene])
     failed = {**failed, **_leave_lost(scenes, per_scene)}
     by_path = {scene.path: scene for scene in scenes.values()}
-    places = {path: surroundings(mine, by_path[path].aoi) for path, mine in per_scene.items()}
+    margin = float(cfg.query.margin)
+    places = {path: surroundings(mine, by_path[path].aoi, margin) for path, mine in per_scene.items()}
     inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     method = Verified(Unlike(inner, disliked) if disliked else inner, places)
     method.prepare(model, means.engine, liked, means.radiometry, _background(scenes))

@@ -83,6 +83,7 @@ SEARCH_REAL = {
     "chip.padding": (0, 5),
     "indexing.shrinkage": (0, 1),
     "query.least": (-1, 1),
+    "query.margin": (0, 10),
 }
 SEARCH_CHOICES = {
     "mode": ("search", "index", "info", "remove", "export", "import"),

@@ -17,10 +17,8 @@ from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 
 Boxes = npt.NDArray[np.float64]
-# Of a thing's longer side: what the method must see round a place to judge it as it would in the whole scene ...
-SURROUNDINGS = 1.0
-# ... and how far from a window's middle, beyond what the grid leaves open, the thing's own may lie.
-OFFSET = 0.25
+# How far from a window's middle, beyond what the grid leaves open, the thing's own may lie, of its longer side.
+OFFSET = 0.125
 
 
 @dataclass
@@ -138,12 +136,14 @@ class Verified:
         return places.read if places is not None else np.empty((0, 4))
 
 
-def surroundings(hits: pd.DataFrame, aoi: tuple[int, int, int, int]) -> Places:
+def surroundings(hits: pd.DataFrame, aoi: tuple[int, int, int, int], margin: float = 0.5) -> Places:
     """What must be looked at to verify windows of one scene; what overlaps is looked at together.
 
     Args:
         hits: rows with the window's box, ``scale``, ``width`` and ``height`` of the thing.
         aoi: of the scene; what lies outside is left out.
+        margin: what is seen beyond where a thing's middle may lie, of its longer side. What lies further off is nothing
+            to the method: less is faster, and scores differ more from those of the whole scene.
     """
     boxes = hits[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
     longer = hits[["width", "height"]].to_numpy(float).max(axis=1)
@@ -151,10 +151,10 @@ def surroundings(hits: pd.DataFrame, aoi: tuple[int, int, int, int]) -> Places:
     # A thing may lie a quarter of the window, half of its stride, off the middle.
     half = (hits.scale.to_numpy(float) / 4 + OFFSET * longer)[:, None]
     answer = np.concatenate([centre - half, centre + half], axis=1)
-    margin = (SURROUNDINGS * longer)[:, None] * np.array([-1, -1, 1, 1])
+    seen = answer + (margin * longer)[:, None] * np.array([-1, -1, 1, 1])
     limits = np.array([*aoi[:2], *aoi[:2]]), np.array([*aoi[2:], *aoi[2:]])
-    groups = _gather(answer + margin)
-    read = [np.concatenate([(answer + margin)[g, :2].min(0), (answer + margin)[g, 2:].max(0)]) for g in groups]
+    groups = _gather(seen)
+    read = [np.concatenate([seen[g, :2].min(0), seen[g, 2:].max(0)]) for g in groups]
     inner = [np.concatenate([answer[g, :2].min(0), answer[g, 2:].max(0)]) for g in groups]
     whole = np.array(read).reshape(-1, 4)
     rounded = np.concatenate([np.floor(whole[:, :2]), np.ceil(whole[:, 2:])], axis=1)

@@ -21,21 +21,22 @@ def hits(*centres: tuple[float, float], side: float = 40) -> pd.DataFrame:
 
 def test_surroundings_hold_the_thing_wherever_the_grid_left_it() -> None:
     places = surroundings(hits((500, 500)), (0, 0, 1000, 1000))
-    # 16 of the grid and 10 of the thing's own; 40 more to see.
-    assert places.answer.tolist() == [[474, 474, 526, 526]]
-    assert places.read.tolist() == [[434, 434, 566, 566]]
+    # 16 of the grid and 5 of the thing's own; 20 more to see.
+    assert places.answer.tolist() == [[479, 479, 521, 521]]
+    assert places.read.tolist() == [[459, 459, 541, 541]]
+    assert surroundings(hits((500, 500)), (0, 0, 1000, 1000), margin=1.0).read.tolist() == [[439, 439, 561, 561]]
 
 
 def test_surroundings_end_with_the_scene() -> None:
     places = surroundings(hits((10, 990)), (0, 100, 1000, 1000))
-    assert places.read.tolist() == [[0, 924, 76, 1000]]
+    assert places.read.tolist() == [[0, 949, 51, 1000]]
 
 
 def test_neighbours_are_looked_at_together_and_far_ones_alone() -> None:
     places = surroundings(hits((500, 500), (532, 500), (516, 532), (100, 100), (900, 120)), (0, 0, 1000, 1000))
     assert len(places.read) == 3
     areas = (places.read[:, 2] - places.read[:, 0]) * (places.read[:, 3] - places.read[:, 1])
-    assert areas.sum() < 5 * 132**2
+    assert areas.sum() < 5 * 82**2
     for x, y in ((500, 500), (532, 500), (516, 532), (100, 100), (900, 120)):
         inside = (places.answer[:, :2] <= [x, y]).all(1) & (places.answer[:, 2:] >= [x, y]).all(1)
         assert inside.any()
