@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +84,10 @@ class Radiometry:
     def __str__(self) -> str:
         bands = ", ".join(f"{n} {m:.4f} ± {s:.4f}" for n, m, s in zip(self.names, self.mean, self.std, strict=True))
         return f"scale {self.scale:g}; {bands}"
+
+
+# How each scene is normalised.
+RadiometryOf = Callable[[Scene], Radiometry]
 
 
 def for_imagenet_weights(found: Radiometry, dtype: str) -> Radiometry:

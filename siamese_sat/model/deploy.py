@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from siamese_sat.data.chip import resize
+from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.embedder import Embedder
 
 
@@ -32,6 +34,11 @@ class DeployedEmbedder(nn.Module):
         own = copy.deepcopy(embedder).eval().requires_grad_(False)
         _fold(own.backbone)
         self.dtype = dtype
+        self.mixing: Tensor | None
+        self.shift: Tensor | None
+        self.rectified, weight, shift = _mixing(own.projection)
+        self.register_buffer("mixing", weight.to(device) if weight is not None else None)
+        self.register_buffer("shift", shift.to(device) if shift is not None else None)
         self.projection = own.projection.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = own.backbone.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.head = own.head.to(device)
@@ -41,11 +48,55 @@ class DeployedEmbedder(nn.Module):
         pooled = self.features(chips).float().mean(dim=(2, 3))
         return F.normalize(self.head(pooled), dim=1)
 
+    @property
+    def projects(self) -> bool:
+        """Whether `project` and `embed_projected` can be used: the projection is a mix of bands."""
+        return self.mixing is not None
+
+    def project(self, stored: Tensor, radiometry: Radiometry, level: tuple[int, int] | None = None) -> Tensor:
+        """Raster values to what the backbone takes, in one affine map: scale, mean, deviation and the mix of bands.
+
+        The map is linear, and so is resizing, whose weights sum to 1: their order changes rounding only.
+
+        Args:
+            stored: ``[C, H, W]`` of any type, on the device.
+            radiometry: of the scene.
+            level: height and width to resize to.
+
+        Returns:
+            ``[1, 3, height, width]`` in the precision of the computation, channels last.
+        """
+        assert self.mixing is not None and self.shift is not None
+        gain, offset = (v.flatten(1) for v in radiometry.affine(stored.device))
+        weight, bias = self.mixing * gain.T, torch.addmm(self.shift, self.mixing, offset)
+        values = stored.to(torch.float32).flatten(1)
+        mixed = torch.addmm(bias, weight, values).view(1, len(weight), *stored.shape[1:])
+        if level is not None:
+            mixed = resize(mixed, *level)
+        if self.rectified:
+            mixed = mixed.relu_()
+        return mixed.to(self.dtype, memory_format=torch.channels_last)
+
+    def embed_projected(self, projected: Tensor) -> Tensor:
+        """What `project` gave, cut into chips ``[N, 3, S, S]``, to unit vectors ``[N, D]`` in fp32."""
+        pooled = self.backbone(projected.contiguous(memory_format=torch.channels_last)).float().mean(dim=(2, 3))
+        return F.normalize(self.head(pooled), dim=1)
+
     def features(self, image: Tensor, until: str = "layer4") -> Tensor:
         """Feature map of a stage, in the precision of the computation."""
         x = image.to(self.dtype, memory_format=torch.channels_last)
         found: Tensor = self.backbone(self.projection(x), until)
         return found
+
+
+def _mixing(projection: nn.Module) -> tuple[bool, Tensor | None, Tensor | None]:
+    """Whether a projection ends in a ReLU, its weights ``[3, C]`` and its shift ``[3, 1]``; None where it is no mix."""
+    parts = list(projection.children())
+    if not parts or not isinstance(parts[0], nn.Conv2d):
+        return False, None, None
+    conv = parts[0] if len(parts) == 1 else _folded(parts[0], parts[1])
+    assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+    return len(parts) > 1, conv.weight.detach().float().flatten(1), conv.bias.detach().float()[:, None]
 
 
 def _fold(backbone: nn.Module) -> None:

@@ -1,8 +1,13 @@
-"""Scenes in, windows and their embeddings out: the one place where search reads pixels and runs the network."""
+"""Scenes in, windows and their embeddings out: the one place where search runs the network on windows.
+
+Tiles are read and decoded in a thread of their own while the network is at the last ones. They travel to the device as
+they are stored; there scale, mean, deviation and the projection of the bands are one affine map, and windows are views
+that are copied once, into their batch. Batches are full across the borders of tiles, of passes and of scenes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +16,16 @@ import torch
 from torch import Tensor
 
 from siamese_sat.data.chip import resize
-from siamese_sat.data.radiometry import Radiometry
-from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.data.radiometry import Radiometry, RadiometryOf
+from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
-from siamese_sat.search import window as grid
+from siamese_sat.search.ahead import ahead
+from siamese_sat.search.tile import Failure, Job, StoredTile, read_tiles
+
+# Tiles that are read before they are asked for.
+AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,31 @@ class WindowBatch:
         chips: ``[n, C, S, S]`` normalised, on the device.
     """
 
+    boxes: npt.NDArray[np.float64]
+    valid: npt.NDArray[np.float64]
+    chips: Tensor
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Windows of one job or several, embedded together.
+
+    Attributes:
+        jobs: ``[n]`` number of each window's job, ascending.
+        boxes: ``[n, 4]`` in scene pixels.
+        valid: ``[n]`` see `WindowBatch`.
+        vectors: ``[n, D]`` fp32 of unit length, on the device.
+    """
+
+    jobs: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    valid: npt.NDArray[np.float64]
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class _Cut:
+    jobs: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     valid: npt.NDArray[np.float64]
     chips: Tensor
@@ -77,73 +111,112 @@ class Engine:
             window: width and height in scene pixels.
             size: pixels a side that a window is resized to.
             stride: of those pixels, between windows.
+
+        Raises:
+            InputError: the scene cannot be read.
         """
-        held: list[Tensor] = []
-        where: list[npt.NDArray[np.float64]] = []
-        count = 0
-        for places, pixels, corners in self._tiles(scene, radiometry, window, size, stride):
-            where.append(places)
-            for y, x in corners:
-                held.append(pixels[:, y : y + size, x : x + size])
-                count += 1
-                if count == self.batch_size:
-                    every = np.concatenate(where)
-                    yield WindowBatch(every[:count, :4], every[:count, 4], torch.stack(held))
-                    where, held, count = [every[count:]], [], 0
-            # A view would keep its whole tile in memory until the batch is full.
-            held = [chip.clone() for chip in held]
-        if count:
-            every = np.concatenate(where)
-            yield WindowBatch(every[:, :4], every[:, 4], torch.stack(held))
+        for found in self._cut([Job(scene, window)], lambda _: radiometry, size, stride, self._normalised):
+            if isinstance(found, Failure):
+                raise found.error
+            yield WindowBatch(found.boxes, found.valid, found.chips)
 
-    def _tiles(
-        self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
-    ) -> Iterator[tuple[npt.NDArray[np.float64], Tensor, list[tuple[int, int]]]]:
-        """Boxes and valid parts ``[n, 5]`` of a tile's windows, its pixels, and where in them each window begins."""
-        x0, y0, x1, y1 = scene.aoi
-        # A scene smaller than a window stands in the middle of the only one.
-        left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
-        columns = list(grid.axis_tiles(x1 - x0, window[0], size, stride))
-        with SceneReader(scene) as reader:
-            for row in grid.axis_tiles(y1 - y0, window[1], size, stride):
-                for column in columns:
-                    raw, valid = reader.read(
-                        x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
-                    )
-                    if not valid.any():
-                        continue
-                    found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
-                    share = self._valid(valid, row, column, found, scene, size)
-                    keep = share >= self.min_valid - 1e-6
-                    if not keep.any():
-                        continue
-                    # The tile travels as it is stored; it becomes float on the device.
-                    stored = torch.from_numpy(radiometry.fill(raw, valid)).to(self.device)
-                    pixels = resize(radiometry.normalise(stored)[None], row.level_length, column.level_length)[0]
-                    corners = [(int(row.offsets[i]), int(column.offsets[j])) for i, j in np.argwhere(keep)]
-                    yield np.column_stack([found, share.ravel().clip(0, 1)])[keep.ravel()], pixels, corners
+    def vectors(
+        self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int
+    ) -> Iterator[Embedded | Failure]:
+        """Embeds the windows of all jobs in their order, in batches that are full across jobs.
 
-    def _valid(
+        Args:
+            jobs: scenes and the windows to see them through; the next one's first tiles are read before one is done.
+            radiometry_of: normalises a scene.
+            size: pixels a side that a window is resized to.
+            stride: of those pixels, between windows.
+
+        Returns:
+            All windows of a job have come when one of a later job has, or the end. A job that fails is told as soon as
+            it is known, possibly before windows of earlier jobs.
+        """
+        projects = isinstance(self.embedder, DeployedEmbedder) and self.embedder.projects
+        image_of, embed = (self._projected, self._finish) if projects else (self._normalised, self.embed)
+        for found in self._cut(jobs, radiometry_of, size, stride, image_of):
+            if isinstance(found, Failure):
+                yield found
+            else:
+                yield Embedded(found.jobs, found.boxes, found.valid, embed(found.chips))
+
+    @torch.inference_mode()
+    def _finish(self, chips: Tensor) -> Tensor:
+        assert isinstance(self.embedder, DeployedEmbedder)
+        return self.embedder.embed_projected(chips)
+
+    def _cut(
         self,
-        valid: npt.NDArray[np.bool_],
-        row: grid.AxisTile,
-        column: grid.AxisTile,
-        boxes: npt.NDArray[np.float64],
-        scene: Scene,
+        jobs: Sequence[Job],
+        radiometry_of: RadiometryOf,
         size: int,
-    ) -> npt.NDArray[np.float64]:
-        """The valid part of the windows ``[rows, columns]`` of a tile; of those beyond the scene, of what is inside."""
-        shape = len(row.offsets), len(column.offsets)
-        if valid.all():
-            return np.ones(shape)
-        total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1))
-        total[1:, 1:] = valid.cumsum(0).cumsum(1)
-        for tile in (row, column):
-            ends = np.stack([tile.offsets, tile.offsets + size]) * tile.source_length / tile.level_length
-            whole = ends.astype(int)
-            part, further = (ends - whole)[..., None], np.minimum(whole + 1, tile.source_length)
-            at = total[whole] * (1 - part) + total[further] * part
-            total = (at[1] - at[0]).T
-        x0, y0, x1, y1 = scene.aoi
-        inside = np.minimum(boxes[:, 2:], [x1, y1]) - np.maximum(boxes[:, :2], [x0, y0])
-        return np.asarray(total / np.maximum(inside.prod(axis=1).reshape(shape), 1e-9))
+        stride: int,
+        image_of: Callable[[StoredTile], Tensor],
+    ) -> Iterator[_Cut | Failure]:
+        """Windows of all jobs in batches."""
+        held: list[_Cut] = []
+        count = 0
+        pinned = self.device.type == "cuda"
+        for tile in ahead(read_tiles(jobs, radiometry_of, size, stride, self.min_valid, pinned), AHEAD):
+            if isinstance(tile, Failure):
+                yield tile
+                continue
+            image, start = image_of(tile), 0
+            while start < len(tile.boxes):
+                stop = min(len(tile.boxes), start + self.batch_size - count)
+                part = slice(start, stop)
+                jobs_of = np.full(stop - start, tile.job)
+                # A copy: a view would keep its whole tile in memory until the batch is full.
+                held.append(_Cut(jobs_of, tile.boxes[part], tile.valid[part], cut(image, tile.corners[part], size)))
+                count, start = count + stop - start, stop
+                if count == self.batch_size:
+                    yield _join(held)
+                    held, count = [], 0
+            del image
+        if count:
+            yield _join(held)
+
+    @torch.inference_mode()
+    def _normalised(self, tile: StoredTile) -> Tensor:
+        """``[1, C, H, W]``."""
+        stored = tile.pixels.to(self.device, non_blocking=True)
+        return resize(tile.radiometry.normalise(stored)[None], *tile.level)
+
+    @torch.inference_mode()
+    def _projected(self, tile: StoredTile) -> Tensor:
+        """``[1, 3, H, W]`` in the embedder's precision, channels last."""
+        assert isinstance(self.embedder, DeployedEmbedder)
+        return self.embedder.project(tile.pixels.to(self.device, non_blocking=True), tile.radiometry, tile.level)
+
+
+def cut(image: Tensor, corners: npt.NDArray[np.int64], size: int) -> Tensor:
+    """Copies windows out of an image.
+
+    Args:
+        image: ``[1, C, H, W]``.
+        corners: ``[n, 2]`` row and column of each window's first pixel.
+        size: pixels a side.
+
+    Returns:
+        ``[n, C, size, size]`` in the image's memory format.
+    """
+    if image.device.type == "cpu":
+        return torch.cat([image[:, :, y : y + size, x : x + size] for y, x in corners.tolist()])
+    # One kernel for all: a GPU would wait for Python to slice.
+    row, column = torch.from_numpy(corners).to(image.device, non_blocking=True).T
+    views = image[0].permute(1, 2, 0).unfold(0, size, 1).unfold(1, size, 1).permute(0, 1, 3, 4, 2)
+    return views[row, column].permute(0, 3, 1, 2)
+
+
+def _join(parts: Sequence[_Cut]) -> _Cut:
+    if len(parts) == 1:
+        return parts[0]
+    return _Cut(
+        np.concatenate([p.jobs for p in parts]),
+        np.concatenate([p.boxes for p in parts]),
+        np.concatenate([p.valid for p in parts]),
+        torch.cat([p.chips for p in parts]),
+    )

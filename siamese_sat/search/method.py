@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
-from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.radiometry import RadiometryOf
 from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 
-RadiometryOf = Callable[[Scene], Radiometry]
+__all__ = ["ManyScenes", "RadiometryOf", "SearchMethod"]
 
 
 class SearchMethod(Protocol):
@@ -45,3 +46,13 @@ class SearchMethod(Protocol):
         Raises:
             InputError: the scene cannot be read.
         """
+
+
+@runtime_checkable
+class ManyScenes(Protocol):
+    """A method that searches many scenes at a go, and so does not stop between them."""
+
+    def candidates_of(
+        self, scenes: Mapping[str, Scene], thresholds: Mapping[str, float]
+    ) -> Iterator[tuple[str, Candidates | InputError]]:
+        """Each scene's places, all together, or why it cannot be searched; scenes come in their order, each once."""

@@ -5,8 +5,8 @@ nothing to say to each other, so each class is halved until its parts are small.
 stays of its neighbours, again and again until nothing changes any more.
 
 When nothing changes the result is exact. Go through all boxes, best first: of those better than a box, all that touch
-it are in its part or among the neighbours that stay, and they stay rightly, as has been shown for better ones before; so
-the box is judged as it would be by all. It comes to that, because in each round the best of the boxes that are still
+it are in its part or among the neighbours that stay, and they stay rightly, as has been shown for better ones before;
+so the box is judged as it would be by all. It comes to that, because in each round the best of the boxes that are still
 judged wrongly is put right. A chain of boxes, each suppressing the next, costs a round for every border it crosses;
 few cross more than two or three.
 """

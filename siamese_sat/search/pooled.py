@@ -20,6 +20,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.tile import Failure, Job
 
 
 @dataclass(frozen=True)
@@ -113,22 +114,62 @@ class WindowSearch:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """Places that reach their class's threshold, batch by batch."""
-        radiometry = self.radiometry_of(scene)
-        for one in self.passes:
-            prototypes = torch.stack([self.targets[c].prototype for c in one.classes]).to(self.engine.device)
-            least = torch.tensor([thresholds[self.classes[c]] for c in one.classes])
-            sizes = np.array([self._box_size(one, self.targets[c]) for c in one.classes])
-            for batch in self.engine.windows(scene, radiometry, one.window, self.model.chip.size, self.stride):
-                scores = self.model.calibration(self.engine.embed(batch.chips) @ prototypes.T).cpu()
-                place, column = (i.numpy() for i in torch.nonzero(scores >= least, as_tuple=True))
-                regions = batch.boxes[place]
-                centre, half = (regions[:, :2] + regions[:, 2:]) / 2, sizes[column] / 2
-                yield Candidates(
-                    boxes=np.concatenate([centre - half, centre + half], axis=1),
-                    regions=regions,
-                    classes=np.asarray(one.classes)[column],
-                    scores=scores.numpy()[place, column].astype(np.float64),
-                )
+        for got in self._scored([scene], thresholds):
+            if isinstance(got, Failure):
+                raise got.error
+            yield from (part for _, part in got)
+
+    def candidates_of(
+        self, scenes: Mapping[str, Scene], thresholds: Mapping[str, float]
+    ) -> Iterator[tuple[str, Candidates | InputError]]:
+        """See `ManyScenes`: batches are full across scenes, and the next is read while one is computed."""
+        names = list(scenes)
+        parts: list[list[Candidates]] = [[] for _ in names]
+        failed: dict[int, InputError] = {}
+        done = 0
+
+        def until(number: int) -> Iterator[tuple[str, Candidates | InputError]]:
+            for i in range(done, number):
+                yield names[i], failed.get(i) or Candidates.join(parts[i])
+                parts[i].clear()
+
+        for got in self._scored(list(scenes.values()), thresholds):
+            if isinstance(got, Failure):
+                failed.setdefault(got.job // len(self.passes), got.error)
+                continue
+            for number, part in got:
+                parts[number].append(part)
+            # Windows come in the order of the scenes: those before the last one's are complete.
+            yield from until(got[-1][0])
+            done = max(done, got[-1][0])
+        yield from until(len(names))
+
+    def _scored(
+        self, scenes: Sequence[Scene], thresholds: Mapping[str, float]
+    ) -> Iterator[list[tuple[int, Candidates]] | Failure]:
+        """For each batch, the numbers of its scenes, ascending, and the candidates in them."""
+        jobs = [Job(scene, one.window) for scene in scenes for one in self.passes]
+        sides = [np.array([self._box_size(one, self.targets[c]) for c in one.classes]) for one in self.passes]
+        numbers = [np.asarray(one.classes) for one in self.passes]
+        prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device)
+        least = torch.tensor([thresholds[t.name] for t in self.targets])
+        for got in self.engine.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
+            if isinstance(got, Failure):
+                yield got
+                continue
+            # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
+            every = self.model.calibration(got.vectors @ prototypes.T).cpu()
+            found = []
+            for job in np.unique(got.jobs):
+                mine, one = np.flatnonzero(got.jobs == job), int(job) % len(self.passes)
+                scores = every[mine][:, numbers[one]]
+                place, column = (i.numpy() for i in torch.nonzero(scores >= least[numbers[one]], as_tuple=True))
+                regions = got.boxes[mine][place]
+                centre, half = (regions[:, :2] + regions[:, 2:]) / 2, sides[one][column] / 2
+                boxes = np.concatenate([centre - half, centre + half], axis=1)
+                raw = scores.numpy()[place, column].astype(np.float64)
+                found.append((int(job) // len(self.passes), Candidates(boxes, regions, numbers[one][column], raw)))
+            yield found
 
     def _target(self, name: str, exemplars: Sequence[Exemplar]) -> Target:
         chips = []

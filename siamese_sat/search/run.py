@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +12,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
-from siamese_sat.search.method import SearchMethod
+from siamese_sat.search.method import ManyScenes, SearchMethod
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,28 @@ def search_scenes(
     started = time.perf_counter()
     with progress() as bar:
         task = bar.add_task("Searching", total=sum(s.megapixels for s in scenes.values()), unit="Mpx")
-        for name, scene in scenes.items():
-            try:
-                candidates = Candidates.join(list(method.candidates(scene, thresholds)))
-            except InputError as error:
-                failed[scene.path] = str(error)
+        for name, candidates in _searched(scenes, method, thresholds):
+            scene = scenes[name]
+            if isinstance(candidates, InputError):
+                failed[scene.path] = str(candidates)
                 continue
             parts.append(to_frame(suppress(candidates, nms_iou), method.classes, name, scene.aoi))
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
             bar.advance(task, scene.megapixels)
     return Found(best_first(parts), failed, compared, time.perf_counter() - started)
+
+
+def _searched(
+    scenes: Mapping[str, Scene], method: SearchMethod, thresholds: Mapping[str, float]
+) -> Iterator[tuple[str, Candidates | InputError]]:
+    if isinstance(method, ManyScenes):
+        yield from method.candidates_of(scenes, thresholds)
+        return
+    for name, scene in scenes.items():
+        try:
+            found = Candidates.join(list(method.candidates(scene, thresholds)))
+        except InputError as error:
+            yield name, error
+        else:
+            yield name, found

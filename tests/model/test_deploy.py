@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from siamese_sat.data.chip import resize
+from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder, EmbedderSpec
 
@@ -97,3 +100,20 @@ def test_the_original_stays_as_it_was(dtype: torch.dtype) -> None:
     assert embedder.training
     assert embedder.backbone.layer1[0].bn1.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in embedder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["resnet_tiny", "resnet_tiny normed"])
+@pytest.mark.parametrize("level", [None, (64, 64), (40, 72), (160, 96)])
+@torch.inference_mode()
+def test_raster_values_projected_at_once(kind: str, level: tuple[int, int] | None) -> None:
+    """As normalised, resized and projected one after the other."""
+    embedder = trained(kind)
+    raw = torch.from_numpy(np.random.default_rng(0).integers(0, 4000, (4, 64, 64)).astype(np.uint16))
+    own = Radiometry(BANDS, 2047.0, (0.2, 0.3, 0.25, 0.6), (0.05, 0.08, 0.1, 0.2))
+    deployed = DeployedEmbedder(embedder)
+    chips = own.normalise(raw)[None]
+    if level is not None:
+        chips = resize(chips, *level)
+    found = deployed.project(raw, own, level)
+    torch.testing.assert_close(found, embedder.projection(chips), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(deployed.embed_projected(found), embedder(chips), rtol=0, atol=1e-4)

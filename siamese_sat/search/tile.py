@@ -1,0 +1,147 @@
+"""Tiles of scenes as they are stored, with the windows that lie in them: all that search reads, and no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from siamese_sat.data.radiometry import Radiometry, RadiometryOf
+from siamese_sat.data.scene import Scene, SceneReader
+from siamese_sat.errors import InputError
+from siamese_sat.search import window as grid
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene, to be seen through windows of one size.
+
+    Attributes:
+        scene: read tile by tile.
+        window: width and height in scene pixels.
+    """
+
+    scene: Scene
+    window: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that cannot be done, or not to its end.
+
+    Attributes:
+        job: its number.
+        error: what to tell the user.
+    """
+
+    job: int
+    error: InputError
+
+
+@dataclass(frozen=True)
+class StoredTile:
+    """A part of a scene that is read at once.
+
+    Attributes:
+        job: number of the job that it is read for.
+        pixels: ``[C, h, w]`` as stored, in host memory; the band mean where nothing valid is.
+        radiometry: of the scene.
+        level: height and width to which the tile is resized.
+        corners: ``[n, 2]`` row and column, in the resized tile, of the first pixel of each window.
+        boxes: ``[n, 4]`` of the windows in scene pixels.
+        valid: ``[n]`` valid part of each, 0..1.
+    """
+
+    job: int
+    pixels: Tensor
+    radiometry: Radiometry
+    level: tuple[int, int]
+    corners: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    valid: npt.NDArray[np.float64]
+
+
+def read_tiles(
+    jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int, min_valid: float, pinned: bool = False
+) -> Generator[StoredTile | Failure, None, None]:
+    """Every tile of every job that has a window worth comparing, in order.
+
+    Args:
+        jobs: done one after the other; a scene that failed once is not opened again.
+        radiometry_of: of each scene; asked when the scene's turn comes.
+        size: pixels a side that a window is resized to.
+        stride: of those pixels, between windows.
+        min_valid: windows with a smaller valid part are left out.
+        pinned: whether to put pixels into memory that a GPU fetches by itself.
+    """
+    failed: set[str] = set()
+    for number, job in enumerate(jobs):
+        if job.scene.path in failed:
+            continue
+        try:
+            yield from _tiles(number, job, radiometry_of(job.scene), size, stride, min_valid, pinned)
+        except InputError as error:
+            failed.add(job.scene.path)
+            yield Failure(number, error)
+
+
+def _tiles(
+    number: int, job: Job, radiometry: Radiometry, size: int, stride: int, min_valid: float, pinned: bool
+) -> Generator[StoredTile, None, None]:
+    window, (x0, y0, x1, y1) = job.window, job.scene.aoi
+    # A scene smaller than a window stands in the middle of the only one.
+    left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
+    columns = list(grid.axis_tiles(x1 - x0, window[0], size, stride))
+    with SceneReader(job.scene) as reader:
+        for row in grid.axis_tiles(y1 - y0, window[1], size, stride):
+            for column in columns:
+                raw, valid = reader.read(
+                    x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
+                )
+                if not valid.any():
+                    continue
+                found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
+                share = _valid_share(valid, row, column, found, job.scene, size)
+                keep = share >= min_valid - 1e-6
+                if not keep.any():
+                    continue
+                pixels = torch.from_numpy(radiometry.fill(raw, valid))
+                at = np.argwhere(keep)
+                yield StoredTile(
+                    job=number,
+                    pixels=pixels.pin_memory() if pinned else pixels,
+                    radiometry=radiometry,
+                    level=(row.level_length, column.level_length),
+                    corners=np.stack([row.offsets[at[:, 0]], column.offsets[at[:, 1]]], axis=1),
+                    boxes=found[keep.ravel()],
+                    valid=share.ravel().clip(0, 1)[keep.ravel()],
+                )
+
+
+def _valid_share(
+    valid: npt.NDArray[np.bool_],
+    row: grid.AxisTile,
+    column: grid.AxisTile,
+    boxes: npt.NDArray[np.float64],
+    scene: Scene,
+    size: int,
+) -> npt.NDArray[np.float64]:
+    """The valid part of the windows ``[rows, columns]`` of a tile; of those beyond the scene, of what is inside."""
+    shape = len(row.offsets), len(column.offsets)
+    if valid.all():
+        return np.ones(shape)
+    total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1))
+    total[1:, 1:] = valid.cumsum(0).cumsum(1)
+    for tile in (row, column):
+        ends = np.stack([tile.offsets, tile.offsets + size]) * tile.source_length / tile.level_length
+        whole = ends.astype(int)
+        part, further = (ends - whole)[..., None], np.minimum(whole + 1, tile.source_length)
+        at = total[whole] * (1 - part) + total[further] * part
+        total = (at[1] - at[0]).T
+    x0, y0, x1, y1 = scene.aoi
+    inside = np.minimum(boxes[:, 2:], [x1, y1]) - np.maximum(boxes[:, :2], [x0, y0])
+    return np.asarray(total / np.maximum(inside.prod(axis=1).reshape(shape), 1e-9))
