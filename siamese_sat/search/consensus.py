@@ -16,6 +16,9 @@ from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
 
+# Of a place's energy, so much is taken to be left at least when its mean is taken off.
+EVEN = 1e-4
+
 
 @dataclass(frozen=True)
 class Consensus:
@@ -25,7 +28,7 @@ class Consensus:
         kernels: ``[views, D, n, n]``: their dot product with a place, over the root of its weighted energy, is the mean
             of the exemplars' weighted cosines in one common direction.
         patches: ``[exemplars, views, D, n, n]``: an exemplar's cells less ``contrast`` of their mean, times weight, of
-            unit length under the weights.
+            unit length under the weights. Cells that are all 0 lie beyond the exemplar's image and stay 0.
         weights: ``[views, n, n]`` of cells, 0 to 1.
         shift: ``[exemplars]`` views by which each was turned.
         contrast: part of a patch's own mean cell that is taken off it before it is compared closely: what lies evenly
@@ -51,8 +54,9 @@ class Consensus:
         dots = dots - self.contrast * torch.einsum("nvd,evd->nev", mean, self.patches.sum((3, 4)))
         # |c - b m|^2 summed under the weights, m their mean: |c|^2 - (2 b - b^2) |m|^2.
         energy = cells.square().sum(1) @ weights.T
-        energy = energy - (2 * self.contrast - self.contrast**2) * mean.square().sum(2) * total
-        cosine: Tensor = dots / energy.clamp(min=1e-12).sqrt()[:, None]
+        rest = energy - (2 * self.contrast - self.contrast**2) * mean.square().sum(2) * total
+        # Of an even place little but rounding may be left, which must not be blown up to a cosine.
+        cosine: Tensor = dots / torch.maximum(rest, energy * EVEN).clamp(min=1e-12).sqrt()[:, None]
         return cosine
 
 
@@ -66,9 +70,11 @@ def find_consensus(cells: Tensor, contrast: float = 0.0) -> Consensus:
     shift = align(F.normalize(cells.flatten(2), dim=2))
     turned = torch.stack([one.roll(-int(s), 0) for one, s in zip(cells, shift, strict=True)])
     weights = agreement(turned)
-    total = weights.sum((1, 2)).clamp(min=1e-12)[None, :, None, None, None]
+    known = (turned != 0).any(2, keepdim=True)
+    total = (weights[None, :, None] * known).sum((3, 4), keepdim=True).clamp(min=1e-12)
     mean = (turned * weights[None, :, None]).sum((3, 4), keepdim=True) / total
-    return Consensus(_unit(turned, weights).mean(0), _unit(turned - contrast * mean, weights), weights, shift, contrast)
+    patches = _unit((turned - contrast * mean) * known, weights)
+    return Consensus(_unit(turned, weights).mean(0), patches, weights, shift, contrast)
 
 
 def _unit(cells: Tensor, weights: Tensor) -> Tensor:
