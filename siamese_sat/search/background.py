@@ -84,6 +84,8 @@ def _size(scene: Scene) -> tuple[int, int]:
 def _span(length: int, step: int, stride: int, around: int, rng: np.random.Generator) -> Span:
     level, side = math.ceil(length * UNIT / step), SIDE * stride
     start = int(rng.integers(0, max(1, level - side))) // stride * stride
+    # The scene's first cell lies half beyond it, and is no ordinary place; nor is it a valid one in a corner.
+    start = max(start, stride if level >= 2 * stride else 0)
     stop = max(start + stride, min(start + side, level // stride * stride))
     return Span(0, 0, 0, start - around * stride, stop + around * stride)
 
