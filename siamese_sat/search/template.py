@@ -134,6 +134,8 @@ class TemplateSearch:
             raise InputError(
                 "search.method: cells must be odd, views 1 or more, scale_step above 1 and size_spread above 0."
             )
+        if not 0 <= self.contrast <= 1:
+            raise InputError("search.method: contrast must lie between 0 and 1.")
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
