@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from siamese_sat.search.score import ALONE, FALLBACK, ScoreCurve, fit_curve
+from siamese_sat.search.score import ALONE, ASKED, FALLBACK, ScoreCurve, fit_curve
 
 
 @pytest.mark.parametrize("curve", [ScoreCurve(), ScoreCurve(0.4), ScoreCurve(0.02, 2.5)])
@@ -40,18 +40,26 @@ BACKGROUND = np.arange(101) / 1000
 ALIKE = np.array([0.9, 0.396, 0.1])  # median 0.396
 
 
-def test_between_what_is_ordinary_and_what_is_alike() -> None:
-    assert fit_curve(ALIKE, BACKGROUND).threshold == pytest.approx((0.099 * 0.396) ** 0.5)
+def test_a_part_of_what_alike_exemplars_score() -> None:
+    assert ASKED == 0.75
+    assert fit_curve(ALIKE, BACKGROUND).threshold == pytest.approx(0.75 * 0.396)
     assert fit_curve(ALIKE[::-1], BACKGROUND[::-1]) == fit_curve(ALIKE, BACKGROUND)
+
+
+def test_what_is_ordinary_where_exemplars_are_hardly_alike() -> None:
+    assert fit_curve(ALIKE / 4, BACKGROUND).threshold == pytest.approx(0.099)
+    # A thing that recurs in the scenes is no part of what is ordinary.
+    some = np.concatenate([BACKGROUND.repeat(10), [0.9, 0.95]])
+    assert fit_curve(ALIKE, some).threshold == pytest.approx(0.75 * 0.396)
 
 
 def test_a_single_exemplar_has_the_background_alone() -> None:
     assert fit_curve(NONE, BACKGROUND).threshold == pytest.approx(0.099 * ALONE)
-    assert ALONE > 1
+    assert ALONE == 1.3
 
 
 def test_scenes_too_small_to_sample_have_the_exemplars_alone() -> None:
-    assert fit_curve(ALIKE, NONE).threshold == pytest.approx(0.8 * 0.396)
+    assert fit_curve(ALIKE, NONE).threshold == pytest.approx(0.75 * 0.396)
 
 
 def test_nothing_known() -> None:

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siamese_sat.data.scene import PixelBox
+from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search.dense import feature_tiles
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.score import ScoreCurve
+from tests.conftest import make_scene
+from tests.model.conftest import RADIOMETRY
+from tests.search.template.planted import BOAT, Searched, draw, error, rows, texture
+
+
+@pytest.mark.parametrize("aoi", [None, (11, 7, 199, 171)])
+def test_a_tile_border_changes_no_candidate(
+    small: Searched, aoi: PixelBox | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "scene", small.scene.within(aoi))
+    monkeypatch.setattr(small.method, "tile", 72)
+    parts = rows(small.all())
+    monkeypatch.setattr(small.method, "tile", 4096)
+    whole = rows(small.all())
+    assert len(whole) > 100
+    assert parts.shape == whole.shape
+    # The class weighs as much as the whole scene: the nearest is then of the same class.
+    near = np.abs((parts[:, None] - whole[None]) * [999, 1, 1, 1, 1, 999]).max(axis=2)
+    assert len(set(near.argmin(axis=1))) == len(whole)
+    assert near.min(axis=1).max() < 1e-2
+
+
+def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
+    every, few = small.all(), small.all(0.1)
+    assert 1 < len(few.scores) < len(every.scores)
+    np.testing.assert_allclose(np.sort(few.scores), np.sort(every.scores[every.scores >= 0.1]), rtol=1e-5)
+    both = Candidates.join(list(small.method.candidates(small.scene, {"boat": 1.0, "pool": 0.0})))
+    assert set(both.classes) == {1}
+
+
+@pytest.mark.parametrize("level", [0, 2, 4])
+def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    boat = small.method.templates[0]
+    step = boat.steps[level]
+    curve = ScoreCurve(0.5, 1.0)
+    monkeypatch.setattr(small.method, "templates", [replace(boat, steps=(step,), curve=curve)])
+    monkeypatch.setattr(small.method, "least", -1.0)
+    found = []
+    for spread in (0.3, 1e6):
+        monkeypatch.setattr(small.method, "size_spread", spread)
+        found.append(np.array([curve.raw(s) for s in small.all().scores]))
+    assert (found[1] > 0.1).sum() > 3
+    ratio = 49 * step / 128 / 40
+    assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
+    np.testing.assert_allclose(found[0], found[1] * math.exp(-((math.log(ratio) / 0.3) ** 2) / 2), rtol=1e-4)
+
+
+def test_boxes_are_scaled_about_their_centre(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = small.all(0.3).boxes
+    monkeypatch.setattr(small.method, "box_scale", 1.5)
+    two = small.all(0.3).boxes
+    np.testing.assert_allclose(two[:, 2:] - two[:, :2], 1.5 * (one[:, 2:] - one[:, :2]))
+    np.testing.assert_allclose(two[:, 2:] + two[:, :2], one[:, 2:] + one[:, :2])
+
+
+def test_places_are_counted(small: Searched) -> None:
+    area = small.scene.within((11, 7, 199, 171))
+    cells = {
+        step: sum(t.valid.size for t in feature_tiles(small.engine, area, RADIOMETRY, step))
+        for step in {s for t in small.method.templates for s in t.steps}
+    }
+    assert small.method.windows(area) == {t.name: sum(cells[s] for s in t.steps) for t in small.method.templates}
+
+
+def test_an_area_of_interest_bounds_the_search(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "scene", small.scene.within((101, 83, 199, 183)))
+    (name, box, _), *rest = small.best(3)
+    assert name == "pool"
+    assert error(box, (132, 112, 168, 148))[0] < 2.5
+    assert all(s < 0.3 for _, _, s in rest)
+
+
+def test_where_nothing_is_nothing_is_compared(
+    model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path
+) -> None:
+    pixels = texture(8, 200, 240)
+    draw(pixels, BOAT, 60, 100)
+    draw(pixels, BOAT, 180, 100)
+    stored = pixels.clip(1).round().astype("uint16")
+    stored[:, :, 130:] = 0
+    searched = Searched(model, engine, shown["boat"], make_scene(tmp_path / "a.tif", stored, nodata=0), least=-1.0)
+    found = searched.all()
+    centre = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
+    cell = max(searched.method.templates[0].steps) / 16
+    assert centre.max() < 130 + cell
+    assert centre.max() > 100, "up to there all is compared"
+    (_, box, score), (_, _, second) = searched.best(2)
+    assert error(box, (40, 86, 80, 114))[0] < 2
+    assert score > 0.3 > second

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from siamese_sat.search.ladder import ladder
+
+
+def test_levels_of_one_size() -> None:
+    """At a level whose step is the unit, 49 scene pixels are 49 level pixels."""
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 2, 4) == {"a": (82, 102, 128, 160, 200)}
+    assert ladder({"a": [98.0]}, 49.0, 1.25, 1, 4) == {"a": (205, 256, 320)}
+    assert ladder({"a": [49.0]}, 24.5, 2.0, 1, 1) == {"a": (128, 256, 512)}
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 0, 0) == {"a": (128,)}
+
+
+def test_from_one_below_the_smallest_to_one_above_the_largest() -> None:
+    found = ladder({"a": [128 / 1.25**3, 128.0, 128 * 1.25**2]}, 128.0, 1.25, 2, 4)["a"]
+    assert found == tuple(round(128 * 1.25**k) for k in range(-4, 4))
+    # What lies between levels belongs to the nearer one.
+    found = ladder({"a": [128 / 1.25**2.4, 128.0, 128 * 1.25**2.6]}, 128.0, 1.25, 0, 9)["a"]
+    assert found == tuple(round(128 * 1.25**k) for k in range(-3, 5))
+
+
+def test_no_more_levels_than_asked_for_on_either_side_of_the_median() -> None:
+    found = ladder({"a": [1.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
+    assert found == tuple(round(128 * 1.25**k) for k in range(-3, 4))
+    found = ladder({"a": [127.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
+    assert found == tuple(round(128 * 1.25**k) for k in range(-2, 4))
+
+
+@pytest.mark.parametrize("ratio", [1.25, 1.0, 3.7, 0.11])
+def test_classes_share_levels(ratio: float) -> None:
+    sizes = {"a": [40.0, 44.0, 46.0], "b": [44.0 * ratio]}
+    found = ladder(sizes, 49.0, 1.25, 2, 4)
+    assert list(found) == ["a", "b"]
+    anchor = 44 / 49 * 128
+    for steps in found.values():
+        assert list(steps) == sorted(set(steps))
+        for step in steps:
+            on_grid = anchor * 1.25 ** round(math.log(step / anchor, 1.25))
+            assert abs(step - on_grid) <= 0.5
+    # A level within half a step of the class's own size, and two on either side of it.
+    own = 44 * ratio / 49 * 128
+    nearest = min(range(len(found["b"])), key=lambda i: abs(math.log(found["b"][i] / own)))
+    assert nearest == 2
+    assert len(found["b"]) == 5
+    assert abs(math.log(found["b"][2] / own, 1.25)) < 0.55
+
+
+def test_neighbours_of_one_level_share_the_others() -> None:
+    found = ladder({"a": [40.0], "b": [40.0 * 1.25]}, 49.0, 1.25, 2, 4)
+    assert found["b"][:-1] == found["a"][1:]
+
+
+def test_tiny_things_have_whole_steps_once() -> None:
+    assert ladder({"a": [0.6]}, 49.0, 1.25, 3, 4) == {"a": (1, 2, 3)}
