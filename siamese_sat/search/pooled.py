@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.sliding import AROUND, choose
 from siamese_sat.search.tile import Failure, Job
 
 
@@ -63,6 +64,8 @@ class WindowSearch:
         scales: multiples of that size to search at.
         tolerance: classes whose windows differ by less than this part share one pass.
         dihedral: a prototype is the mean over the eight views of each exemplar, not the exemplars alone.
+        dense: whether windows come from one pass of the backbone over a tile, see `Sliding`: True, False (each window
+            is cut out and embedded), or ``auto``: where a sample of the scenes shows hardly a difference.
     """
 
     stride: int = 32
@@ -70,6 +73,7 @@ class WindowSearch:
     scales: Sequence[float] = (1.0,)
     tolerance: float = 0.1
     dihedral: bool = False
+    dense: bool | str = False
     targets: list[Target] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
 
@@ -87,6 +91,10 @@ class WindowSearch:
         # Said here, once: later it would look like the fault of every scene.
         grid.places(model.chip.size, model.chip.size, self.stride)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
+        shown = [self.model.chip.pad(e.box) for e in exemplars]
+        side = float(np.median([max(b[2] - b[0], b[3] - b[1]) for b in shown])) if shown else model.chip.size
+        about = (self.window or _rounded(side),) * 2
+        self.sliding = choose(self.dense, engine, model.chip.size, self.stride, scenes, radiometry_of, about)
         if exemplars:
             self.targets = [self._target(name, group) for name, group in by_class(exemplars).items()]
         else:
@@ -153,7 +161,8 @@ class WindowSearch:
         numbers = [np.asarray(one.classes) for one in self.passes]
         prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device)
         least = torch.tensor([thresholds[t.name] for t in self.targets])
-        for got in self.engine.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
+        source = self.sliding or self.engine
+        for got in source.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
             if isinstance(got, Failure):
                 yield got
                 continue
@@ -172,18 +181,23 @@ class WindowSearch:
             yield found
 
     def _target(self, name: str, exemplars: Sequence[Exemplar]) -> Target:
-        chips = []
+        chips, spec = [], self.model.chip
+        if self.sliding is not None:
+            # With as much around them as windows of a tile have.
+            more = 1 + 2 * AROUND
+            spec = replace(spec, size=spec.size * more, padding=((1 + 2 * spec.padding) * more - 1) / 2)
         for exemplar in exemplars:
             radiometry = self.radiometry_of(exemplar.scene)
             with SceneReader(exemplar.scene) as reader:
-                chip, valid = cut_chip(reader, exemplar.box, self.model.chip, radiometry)
+                chip, valid = cut_chip(reader, exemplar.box, spec, radiometry)
             if valid == 0:
                 raise InputError(f"{exemplar.scene.path}: the {name} exemplar at {exemplar.box} holds no valid pixel.")
             chips.append(radiometry.normalise(chip))
         batch = torch.stack(chips)
         if self.dihedral:
             batch = torch.cat([dihedral(batch, view) for view in range(VIEWS)])
-        embeddings = self.engine.embed(batch.to(self.engine.device)).cpu()
+        embed = self.sliding.embed if self.sliding is not None else self.engine.embed
+        embeddings = embed(batch.to(self.engine.device)).cpu()
         sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in (e.box for e in exemplars)])
         width, height = np.median(sides, axis=0).tolist()
         return Target(name, F.normalize(embeddings.mean(0), dim=0), (width, height))

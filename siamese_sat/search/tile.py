@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +66,13 @@ class StoredTile:
 
 
 def read_tiles(
-    jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int, min_valid: float, pinned: bool = False
+    jobs: Sequence[Job],
+    radiometry_of: RadiometryOf,
+    size: int,
+    stride: int,
+    min_valid: float,
+    pinned: bool = False,
+    around: int | None = None,
 ) -> Generator[StoredTile | Failure, None, None]:
     """Every tile of every job that has a window worth comparing, in order.
 
@@ -77,27 +83,43 @@ def read_tiles(
         stride: of those pixels, between windows.
         min_valid: windows with a smaller valid part are left out.
         pinned: whether to put pixels into memory that a GPU fetches by itself.
+        around: None for windows that are cut out; else see `siamese_sat.search.window.dense_tiles`.
     """
+
+    def along(length: int, window: int) -> list[grid.AxisTile]:
+        found = (
+            grid.axis_tiles(length, window, size, stride)
+            if around is None
+            else grid.dense_tiles(length, window, size, stride, around)
+        )
+        return list(found)
+
     failed: set[str] = set()
     for number, job in enumerate(jobs):
         if job.scene.path in failed:
             continue
         try:
-            yield from _tiles(number, job, radiometry_of(job.scene), size, stride, min_valid, pinned)
+            yield from _tiles(number, job, radiometry_of(job.scene), along, size, min_valid, pinned)
         except InputError as error:
             failed.add(job.scene.path)
             yield Failure(number, error)
 
 
 def _tiles(
-    number: int, job: Job, radiometry: Radiometry, size: int, stride: int, min_valid: float, pinned: bool
+    number: int,
+    job: Job,
+    radiometry: Radiometry,
+    along: Callable[[int, int], list[grid.AxisTile]],
+    size: int,
+    min_valid: float,
+    pinned: bool,
 ) -> Generator[StoredTile, None, None]:
     window, (x0, y0, x1, y1) = job.window, job.scene.aoi
     # A scene smaller than a window stands in the middle of the only one.
     left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
-    columns = list(grid.axis_tiles(x1 - x0, window[0], size, stride))
+    columns = along(x1 - x0, window[0])
     with SceneReader(job.scene) as reader:
-        for row in grid.axis_tiles(y1 - y0, window[1], size, stride):
+        for row in along(y1 - y0, window[1]):
             for column in columns:
                 raw, valid = reader.read(
                     x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length

@@ -93,6 +93,34 @@ def axis_tiles(length: int, window: int, size: int, stride: int, tile: int = TIL
         )
 
 
+def dense_tiles(length: int, window: int, size: int, stride: int, around: int, tile: int = TILE) -> Iterator[AxisTile]:
+    """As `axis_tiles`, for a network that runs once over a tile: places are whole strides, and tiles show more.
+
+    The last place is not clamped inward: its window reaches beyond the scene, by less than a stride.
+
+    Args:
+        length: scene pixels of the area of interest.
+        window: scene pixels of a window.
+        size: level pixels of a window, a multiple of ``stride``.
+        stride: level pixels between windows.
+        around: windows' sides by which a tile reaches beyond its own on either side.
+        tile: pixels of a tile, of the scene or of the level, whichever are more, about.
+    """
+    steps = max(1, min(tile, tile * window // size) // window)
+    where = np.arange(math.ceil((level_length(length, window, size) - size) / stride) + 1) * stride
+    number = where // (steps * size)
+    for n in np.unique(number):
+        mine = where[number == n]
+        first, last = int(n) * steps - around, math.ceil((int(mine[-1]) + size) / size) + around
+        yield AxisTile(
+            source=first * window,
+            source_length=(last - first) * window,
+            level_length=(last - first) * size,
+            offsets=mine - first * size,
+            places=mine,
+        )
+
+
 def boxes(
     x_places: npt.NDArray[np.int64],
     y_places: npt.NDArray[np.int64],
