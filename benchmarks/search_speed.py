@@ -259,7 +259,8 @@ def main() -> None:
     stages = table.drop(columns=main_columns)
     title = (
         f"{args.scenes} scene(s) of {args.side} x {args.side} px, 4 bands, uint16; {args.classes} classes; "
-        f"{args.backbone}, {bench.engine.dtype}; medians of {args.rounds} rounds.\n\nBefore: {begun}\n\nAfter: {machine()}"
+        f"{args.backbone}, {bench.engine.dtype}; medians of {args.rounds} rounds.\n\n"
+        f"Before: {begun}\n\nAfter: {machine()}"
     )
     reading = (
         "Seconds by stage. Ours reads in a thread of its own: `read` passes beside the rest, `wait for tiles` adds."
