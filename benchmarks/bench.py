@@ -19,6 +19,7 @@ import torch
 from rasterio.transform import from_origin
 
 from siamese_sat.data.scene import SceneReader
+from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.search import dense, engine, run, sliding
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.synthetic import CLASSES, make_scene
@@ -56,14 +57,15 @@ class Stages:
 
     @contextlib.contextmanager
     def patched(self) -> Iterator[None]:
-        """Times reading (in its own thread), waiting for it, normalising, the network, suppression."""
+        """Times reading (in its own thread), waiting for it, normalising, cutting, the network, scores, suppression."""
         names: list[tuple[Any, str, str]] = [
-            (engine.Engine, "_projected", "normalise"),
-            (engine.Engine, "_normalised", "normalise"),
-            (engine.Engine, "_finish", "forward"),
+            (DeployedEmbedder, "embed_projected", "forward"),
+            (engine, "cut", "cut"),
             (sliding.Sliding, "_pooled", "forward"),
             (sliding.Sliding, "_head", "forward"),
-            (dense, "features", "forward"),
+            (DeployedEmbedder, "features", "forward"),
+            (dense, "to_level", "normalise"),
+            (DeployedEmbedder, "project", "normalise"),
             (run, "suppress", "suppress"),
             (SceneReader, "read", "read"),
             (TemplateSearch, "_match", "score"),
@@ -80,8 +82,9 @@ class Stages:
                 if got is None:
                     return
                 yield got
+                del got
 
-        modules = [m for m in (engine, sliding, dense) if hasattr(m, "ahead")]
+        modules = (engine, sliding, dense)
         try:
             for owner, name, stage in names:
                 setattr(owner, name, self._timed(getattr(owner, name), stage))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.ahead import ahead
 from siamese_sat.search.engine import Engine
 
 UNIT = 128
@@ -119,21 +120,21 @@ def feature_tiles(
     # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
     tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
     columns = list(spans(lengths[0], stride, reach, margin, tile))
-    with SceneReader(scene) as reader:
-        for row in spans(lengths[1], stride, reach, margin, tile):
-            for column in columns:
-                pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
-                y, x = row.first - row.start // stride, column.first - column.start // stride
-                share = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
-                # Cells on the scene's border are half inside it, whichever way rounding falls.
-                cells = share.numpy() >= min_valid - 1e-3
-                if not cells.any():
-                    continue
-                found = features(engine, pixels, stage)
-                y = row.first - margin - row.start // stride
-                x = column.first - margin - column.start // stride
-                height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
-                yield FeatureTile(found[:, y : y + height, x : x + width], cells, column.first, row.first)
+    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile) for column in columns]
+    # One ahead: tiles are large.
+    for row, column, stored in ahead(_read_ahead(scene, radiometry, step, places), 1):
+        pixels, valid = to_level(stored, radiometry, engine.device)
+        y, x = row.first - row.start // stride, column.first - column.start // stride
+        share = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
+        # Cells on the scene's border are half inside it, whichever way rounding falls.
+        cells = share.numpy() >= min_valid - 1e-3
+        if not cells.any():
+            continue
+        found = features(engine, pixels, stage)
+        y = row.first - margin - row.start // stride
+        x = column.first - margin - column.start // stride
+        height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
+        yield FeatureTile(found[:, y : y + height, x : x + width], cells, column.first, row.first)
 
 
 @torch.inference_mode()
@@ -143,10 +144,43 @@ def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
     return engine.embedder.features(image, stage)[0].float()
 
 
+@dataclass(frozen=True)
+class StoredLevel:
+    """One tile's pixels as they are stored, and how they become a part of a level.
+
+    Attributes:
+        pixels: ``[C, h, w]``; the band mean where nothing valid is.
+        valid: ``[h, w]``.
+        size: height and width to which they are resized.
+        cut: of these, the rows and columns that are the tile.
+    """
+
+    pixels: npt.NDArray[np.generic]
+    valid: npt.NDArray[np.bool_]
+    size: tuple[int, int]
+    cut: tuple[slice, slice]
+
+
+def _read_ahead(
+    scene: Scene, radiometry: Radiometry, step: int, places: Sequence[tuple[Span, Span]]
+) -> Generator[tuple[Span, Span, StoredLevel], None, None]:
+    """Tiles (row, column) in order, those without a valid pixel left out."""
+    with SceneReader(scene) as reader:
+        for row, column in places:
+            stored = read_stored(reader, radiometry, step, column, row)
+            if stored.valid.any():
+                yield row, column, stored
+
+
 def read_level(
     reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """One tile's pixels ``[C, h, w]``, normalised, and their valid fraction ``[h, w]``, on the level's own grid."""
+    return to_level(read_stored(reader, radiometry, step, column, row), radiometry, device)
+
+
+def read_stored(reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span) -> StoredLevel:
+    """What `read_level` needs of the file; no arithmetic."""
     starts, counts, cuts = [], [], []
     beyond = max(FILTER, math.ceil(UNIT / step / 2))
     for span in (column, row):
@@ -154,20 +188,25 @@ def read_level(
         last = math.ceil((span.stop + beyond) / UNIT)
         starts.append(first * step)
         counts.append(last - first)
-        cuts.append((span.start - first * UNIT, span.stop - first * UNIT))
+        cuts.append(slice(span.start - first * UNIT, span.stop - first * UNIT))
     x0, y0 = reader.scene.aoi[:2]
     raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * step, counts[1] * step)
-    raw = radiometry.fill(raw, valid)
-    stored = torch.from_numpy(raw).to(device)
     size = (counts[1] * UNIT, counts[0] * UNIT)
-    (left, right), (top, bottom) = cuts
+    return StoredLevel(radiometry.fill(raw, valid), valid, size, (cuts[1], cuts[0]))
+
+
+def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `read_level` gives, of what has been read."""
+    on_device = torch.from_numpy(stored.pixels).to(device)
+    rows, columns = stored.cut
     # Band by band, and normalised when small: of a large thing's tile, floats of all bands would fill the memory.
-    small = [resize(band[None, None].to(torch.float32), *size)[0, 0, top:bottom, left:right] for band in stored]
+    small = [resize(band[None, None].to(torch.float32), *stored.size)[0, 0, rows, columns] for band in on_device]
     level = radiometry.normalise(torch.stack(small))
-    if valid.all():
-        share = torch.ones(bottom - top, right - left)
+    if stored.valid.all():
+        share = torch.ones(level.shape[1:])
     else:
-        share = resize(torch.from_numpy(valid.astype(np.float32))[None, None], *size)[0, 0, top:bottom, left:right]
+        valid = torch.from_numpy(stored.valid.astype(np.float32))
+        share = resize(valid[None, None], *stored.size)[0, 0, rows, columns]
     return level, share
 
 

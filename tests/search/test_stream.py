@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from siamese_sat.data.scene import Scene
+from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.deploy import DeployedEmbedder
+from siamese_sat.search.dense import feature_tiles
 from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.run import search_scenes
 from siamese_sat.search.tile import Failure, Job
@@ -78,6 +81,8 @@ def test_a_scene_that_cannot_be_read_says_so_where_it_is_asked(tmp_path: Path, d
     method = prepared(exemplars=(exemplar(tmp_path, "boat", thing(1, 40, 40)),))
     with pytest.raises(InputError, match=r"bad\.tif cannot be read at"):
         list(method.candidates(scene, {"boat": 0.5}))
+    with pytest.raises(InputError, match=r"bad\.tif cannot be read at"):
+        list(feature_tiles(deployed, scene, RADIOMETRY, 128, tile=64))
 
 
 def test_a_scene_that_cannot_be_read_leaves_the_others(tmp_path: Path, deployed: Engine) -> None:
@@ -129,3 +134,29 @@ def test_the_embedder_of_tests_has_no_mix_of_bands_and_is_used_whole() -> None:
     model = correlation_model()
     assert not DeployedEmbedder(model.embedder).projects
     assert engine_of(model).embedder is model.embedder
+
+
+@pytest.mark.parametrize("way", ["windows", "tiles"])
+def test_files_are_read_in_one_thread_that_is_not_the_networks(
+    tmp_path: Path, deployed: Engine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    threads: list[int] = []
+    plain = {name: getattr(SceneReader, name) for name in ("__enter__", "read", "__exit__")}
+
+    def noted(name: str) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            threads.append(threading.get_ident())
+            return plain[name](*args)
+
+        return call
+
+    for name in plain:
+        monkeypatch.setattr(SceneReader, name, noted(name))
+    scene = noise(tmp_path, "a", 300, 300)
+    if way == "windows":
+        assert len(list(deployed.vectors([Job(scene, (64, 64))], lambda _: RADIOMETRY, 64, 32))) == 12
+    else:
+        assert len(list(feature_tiles(deployed, scene, RADIOMETRY, 128, tile=128))) == 9
+    assert len(threads) >= 3
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
