@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.data.augment import VIEWS, dihedral
-from siamese_sat.data.chip import cut_chip
+from siamese_sat.data.chip import ChipSpec, cut_chip
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
@@ -96,7 +97,7 @@ class WindowSearch:
         about = (self.window or _rounded(side),) * 2
         self.sliding = choose(self.dense, engine, model.chip.size, self.stride, scenes, radiometry_of, about)
         if exemplars:
-            self.targets = [self._target(name, group) for name, group in by_class(exemplars).items()]
+            self.targets = self._targets(exemplars)
         else:
             self.targets = [Target(n, p, model.extents[n]) for n, p in model.prototypes.items()]
         if not self.targets:
@@ -180,27 +181,41 @@ class WindowSearch:
                 found.append((int(job) // len(self.passes), Candidates(boxes, regions, numbers[one][column], raw)))
             yield found
 
-    def _target(self, name: str, exemplars: Sequence[Exemplar]) -> Target:
-        chips, spec = [], self.model.chip
+    def _targets(self, exemplars: Sequence[Exemplar]) -> list[Target]:
+        """A target for each class of the exemplars; all chips are embedded together, in full batches."""
+        spec = self.model.chip
         if self.sliding is not None:
             # With as much around them as windows of a tile have.
             more = 1 + 2 * AROUND
             spec = replace(spec, size=spec.size * more, padding=((1 + 2 * spec.padding) * more - 1) / 2)
-        for exemplar in exemplars:
-            radiometry = self.radiometry_of(exemplar.scene)
-            with SceneReader(exemplar.scene) as reader:
-                chip, valid = cut_chip(reader, exemplar.box, spec, radiometry)
-            if valid == 0:
-                raise InputError(f"{exemplar.scene.path}: the {name} exemplar at {exemplar.box} holds no valid pixel.")
-            chips.append(radiometry.normalise(chip))
-        batch = torch.stack(chips)
-        if self.dihedral:
-            batch = torch.cat([dihedral(batch, view) for view in range(VIEWS)])
+        groups = by_class(exemplars)
+        chips = torch.stack(self._chips([e for group in groups.values() for e in group], spec))
+        every = torch.stack([dihedral(chips, view) for view in range(VIEWS if self.dihedral else 1)], dim=1)
         embed = self.sliding.embed if self.sliding is not None else self.engine.embed
-        embeddings = embed(batch.to(self.engine.device)).cpu()
-        sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in (e.box for e in exemplars)])
-        width, height = np.median(sides, axis=0).tolist()
-        return Target(name, F.normalize(embeddings.mean(0), dim=0), (width, height))
+        batches = every.flatten(0, 1).split(self.engine.batch_size)
+        vectors = torch.cat([embed(batch.to(self.engine.device)).cpu() for batch in batches])
+        own = vectors.split([len(group) * every.shape[1] for group in groups.values()])
+        found = []
+        for (name, group), mine in zip(groups.items(), own, strict=True):
+            sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in (e.box for e in group)])
+            width, height = np.median(sides, axis=0).tolist()
+            found.append(Target(name, F.normalize(mine.mean(0), dim=0), (width, height)))
+        return found
+
+    def _chips(self, exemplars: Sequence[Exemplar], spec: ChipSpec) -> list[Tensor]:
+        """Normalised chips, in order; each scene is opened once for all that follow each other in it."""
+        chips = []
+        for scene, group in itertools.groupby(exemplars, key=lambda e: e.scene):
+            radiometry = self.radiometry_of(scene)
+            with SceneReader(scene) as reader:
+                for exemplar in group:
+                    chip, valid = cut_chip(reader, exemplar.box, spec, radiometry)
+                    if valid == 0:
+                        raise InputError(
+                            f"{scene.path}: the {exemplar.class_name} exemplar at {exemplar.box} holds no valid pixel."
+                        )
+                    chips.append(radiometry.normalise(chip))
+        return chips
 
     def _plan(self, scale: float) -> list[Pass]:
         """Classes of nearly one size share a pass, its window the geometric mean of theirs."""
