@@ -57,17 +57,18 @@ class Backbone(nn.Module):
         if weights is not None:
             self._load(name, str(weights))
 
-    def forward(self, x: Tensor, until: str = "layer4") -> Tensor:
+    def forward(self, x: Tensor, until: str = "layer4", after: str | None = None) -> Tensor:
         """The feature map of a stage.
 
         Args:
-            x: ``[N, 3, H, W]``.
+            x: ``[N, 3, H, W]``, or what the stage ``after`` gave.
             until: the stage to stop after.
+            after: the stage to go on from.
 
         Returns:
             ``[N, channels, ceil(H / stride), ceil(W / stride)]``, stride as in ``STRIDES``.
         """
-        for stage in STAGES:
+        for stage in STAGES[0 if after is None else STAGES.index(after) + 1 :]:
             x = getattr(self, stage)(x)
             if stage == until:
                 return x

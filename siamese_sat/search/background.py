@@ -11,7 +11,7 @@ from torch import Tensor
 
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
-from siamese_sat.search.dense import UNIT, Span, features, read_level, valid_share
+from siamese_sat.search.dense import UNIT, Span, read_level, stages, valid_share
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.method import RadiometryOf
 
@@ -25,11 +25,13 @@ class Sample:
 
     Attributes:
         features: ``[C, h, w]``.
-        good: ``[h, w]`` which cells lie on valid pixels.
+        deep: ``[C, h', w']`` of the deep stage, whose first cell is centred where that of ``features`` is; or None.
+        good: ``[h, w]`` which cells of ``features`` lie on valid pixels.
         step: of its level.
     """
 
     features: Tensor
+    deep: Tensor | None
     good: Tensor
     step: int
 
@@ -42,6 +44,7 @@ def sample_background(
     stage: str,
     count: int,
     seed: int = 0,
+    deep: str | None = None,
 ) -> Iterator[Sample]:
     """Places drawn evenly over the scenes' area, the levels taken in turn; those without a valid cell are left out.
 
@@ -53,10 +56,13 @@ def sample_background(
         stage: of the backbone.
         count: places to draw, fewer where the scenes are small.
         seed: the same seed draws the same places.
+        deep: a later stage whose features are wanted too.
     """
     rng = np.random.default_rng(seed)
     stride = STRIDES[stage]
-    around = math.ceil(engine.embedder.backbone.reach(stage) / stride)
+    phase = STRIDES[deep] // stride if deep else 1
+    # What a deep cell sees further away than this hardly counts, and statistics need not be exact.
+    around = math.ceil(engine.embedder.backbone.reach(stage) / stride / phase) * phase
     areas = np.array([s.megapixels for s in scenes])
     # No more than would cover the scenes once at their finest level.
     count = min(count, max(len(steps), math.ceil(areas.sum() * 1e6 * (UNIT / min(steps)) ** 2 / (SIDE * stride) ** 2)))
@@ -67,13 +73,17 @@ def sample_background(
         radiometry = radiometry_of(scene)
         with SceneReader(scene) as reader:
             for step in (steps[i] for i in level[drawn == number]):
-                column, row = (_span(n, step, stride, around, rng) for n in _size(scene))
+                column, row = (_span(n, step, stride, around, phase, rng) for n in _size(scene))
                 pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
-                inner = features(engine, pixels, stage)[:, around:-around, around:-around]
+                found, deeper = stages(engine, pixels, stage, deep)
+                inner = found[:, around:-around, around:-around]
+                if deeper is not None:
+                    deeper = deeper[:, around // phase :, around // phase :]
+                    deeper = deeper[:, : math.ceil(inner.shape[1] / phase), : math.ceil(inner.shape[2] / phase)]
                 share = valid_share(valid, stride)[around:-around, around:-around]
                 good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
                 if good.any():
-                    yield Sample(inner, good, step)
+                    yield Sample(inner, deeper, good, step)
 
 
 def _size(scene: Scene) -> tuple[int, int]:
@@ -81,15 +91,10 @@ def _size(scene: Scene) -> tuple[int, int]:
     return x1 - x0, y1 - y0
 
 
-def _span(length: int, step: int, stride: int, around: int, rng: np.random.Generator) -> Span:
+def _span(length: int, step: int, stride: int, around: int, phase: int, rng: np.random.Generator) -> Span:
     level, side = math.ceil(length * UNIT / step), SIDE * stride
-    start = int(rng.integers(0, max(1, level - side))) // stride * stride
+    start = int(rng.integers(0, max(1, level - side))) // (stride * phase) * stride * phase
     # The scene's first cell lies half beyond it, and is no ordinary place; nor is it a valid one in a corner.
-    start = max(start, stride if level >= 2 * stride else 0)
+    start = max(start, stride * phase if level >= 2 * stride * phase else 0)
     stop = max(start + stride, min(start + side, level // stride * stride))
     return Span(0, 0, 0, start - around * stride, stop + around * stride)
-
-
-def whole(samples: Sequence[tuple[Tensor, Sample]], least: int) -> list[tuple[Tensor, int]]:
-    """Cells and step of the samples that are valid everywhere and at least so many cells a side."""
-    return [(cells, s.step) for cells, s in samples if bool(s.good.all()) and min(cells.shape[1:]) >= least]

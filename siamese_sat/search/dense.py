@@ -57,18 +57,22 @@ class FeatureTile:
 
     Attributes:
         features: ``[channels, rows + 2 * margin, columns + 2 * margin]`` float32, on the device.
+        deep: ``[channels, h, w]`` of the deep stage, all that the network gave; None where none was asked for.
+        origin: row and column, in ``deep``, of the place on which the first cell of ``features`` is centred.
         valid: ``[rows, columns]`` which cells lie on valid pixels.
         x_first: cell of the level's first column here, without margin.
         y_first: likewise for rows.
     """
 
     features: Tensor
+    deep: Tensor | None
+    origin: tuple[float, float]
     valid: npt.NDArray[np.bool_]
     x_first: int
     y_first: int
 
 
-def spans(length: int, stride: int, reach: int, margin: int, tile: int) -> Iterator[Span]:
+def spans(length: int, stride: int, reach: int, margin: int, tile: int, phase: int = 1) -> Iterator[Span]:
     """Cuts ``length`` level pixels into tiles.
 
     Args:
@@ -77,12 +81,14 @@ def spans(length: int, stride: int, reach: int, margin: int, tile: int) -> Itera
         reach: level pixels that a cell sees on either side of its centre, at most.
         margin: cells wanted on either side of a tile, beyond the scene's border too.
         tile: level pixels of a tile, about.
+        phase: tiles start at multiples of so many cells, so that the grid of a deeper stage is the same in all; so must
+            ``margin`` be.
     """
     cells = (length - 1) // stride + 1
     per_tile = max(1, tile // stride)
     parts = math.ceil(cells / per_tile)
-    borders = [round(i * cells / parts) for i in range(parts + 1)]
-    around = math.ceil(reach / stride)
+    borders = [round(i * cells / parts / phase) * phase for i in range(parts)] + [cells]
+    around = math.ceil(reach / stride / phase) * phase
     for first, last in itertools.pairwise(borders):
         # Beyond the scene lies a margin of nothing, the same for every tile; beyond that, the network's own padding.
         start = max(first - margin - around, -margin)
@@ -97,6 +103,7 @@ def feature_tiles(
     step: int,
     *,
     stage: str = "layer2",
+    deep: str | None = None,
     margin: int = 5,
     tile: int = 1024,
     min_valid: float = 0.5,
@@ -109,18 +116,22 @@ def feature_tiles(
         radiometry: normalises it; where nothing is valid the band mean stands, 0 after normalisation.
         step: scene pixels that become 128 level pixels.
         stage: of the backbone.
-        margin: cells on either side.
+        deep: a later stage whose features are wanted too.
+        margin: cells on either side; with a deep stage, a multiple of the ratio of their strides.
         tile: level pixels of a tile.
         min_valid: cells with less valid pixels are marked invalid; tiles without a valid cell are left out.
     """
     stride = STRIDES[stage]
     x0, y0, x1, y1 = scene.aoi
     lengths = [max(1, math.ceil(n * UNIT / step)) for n in (x1 - x0, y1 - y0)]
-    reach = engine.embedder.backbone.reach(stage)
+    reach = engine.embedder.backbone.reach(deep or stage)
+    phase = STRIDES[deep] // stride if deep else 1
+    if margin % phase:
+        raise ValueError(f"margin {margin} is no multiple of {phase}")
     # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
     tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
-    columns = list(spans(lengths[0], stride, reach, margin, tile))
-    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile) for column in columns]
+    columns = list(spans(lengths[0], stride, reach, margin, tile, phase))
+    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile, phase) for column in columns]
     # One ahead: tiles are large.
     for row, column, stored in ahead(_read_ahead(scene, radiometry, step, places), 1):
         pixels, valid = to_level(stored, radiometry, engine.device)
@@ -130,18 +141,27 @@ def feature_tiles(
         cells = share.numpy() >= min_valid - 1e-3
         if not cells.any():
             continue
-        found = features(engine, pixels, stage)
+        found, deeper = stages(engine, pixels, stage, deep)
         y = row.first - margin - row.start // stride
         x = column.first - margin - column.start // stride
         height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
-        yield FeatureTile(found[:, y : y + height, x : x + width], cells, column.first, row.first)
+        shallow = found[:, y : y + height, x : x + width]
+        yield FeatureTile(shallow, deeper, (y / phase, x / phase), cells, column.first, row.first)
 
 
 @torch.inference_mode()
 def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
     """Features ``[channels, H / stride, W / stride]`` in float32 of one normalised image ``[C, H, W]``."""
+    return stages(engine, pixels, stage)[0]
+
+
+@torch.inference_mode()
+def stages(engine: Engine, pixels: Tensor, stage: str, deep: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """Features as `features` gives them, and those of a later stage if one is named, in one pass."""
     image = pixels[None].contiguous(memory_format=torch.channels_last)
-    return engine.embedder.features(image, stage)[0].float()
+    found = engine.embedder.features(image, stage)
+    further = engine.embedder.backbone(found, deep, stage)[0].float() if deep else None
+    return found[0].float(), further
 
 
 @dataclass(frozen=True)

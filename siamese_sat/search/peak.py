@@ -37,3 +37,20 @@ def vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def patches_at(cells: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
     """Patches ``[N, D, size, size]`` of cells ``[D, H, W]`` with their first row and column at ``y`` and ``x``."""
     return cells.unfold(1, size, 1).unfold(2, size, 1)[:, y, x].transpose(0, 1)
+
+
+def patches_between(cells: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
+    """Patches ``[N, D, size, size]`` of cells ``[D, H, W]`` round fractional rows and columns, bilinear.
+
+    Beyond the map the nearest cell stands.
+    """
+    offset = torch.arange(size, device=cells.device) - size // 2
+    rows, columns = (c.float()[:, None] + offset for c in (y, x))
+    height, width = cells.shape[1:]
+    # grid_sample wants -1..1 from the first cell's centre to the last's.
+    rows, columns = (c / max(n - 1, 1) * 2 - 1 for c, n in ((rows, height), (columns, width)))
+    places = torch.stack(
+        [columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)], dim=-1
+    ).reshape(1, -1, size, 2)
+    found = F.grid_sample(cells[None], places, mode="bilinear", padding_mode="border", align_corners=True)[0]
+    return found.reshape(len(cells), -1, size, size).transpose(0, 1)
