@@ -31,7 +31,7 @@ from siamese_sat.model.calibration import class_thresholds, fit_calibration, pai
 from siamese_sat.model.checkpoint import TrainedModel, add_to_checkpoint, load_model, read_checkpoint
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
-from siamese_sat.model.statistics import FeatureStatistics, measure
+from siamese_sat.model.statistics import measure
 from siamese_sat.report import plot, sheet
 from siamese_sat.report.render import rgb_bands
 from siamese_sat.search.background import sample_background
@@ -41,8 +41,8 @@ from siamese_sat.settings import check_training
 
 log = logging.getLogger(__name__)
 
-# Whose background the checkpoint keeps: the stage and the size of things that template search has by default.
-BACKGROUND_STAGE, OBJECT_SIZE = "layer2", 49.0
+# Whose background the checkpoint keeps: the stages and the size of things that template search has by default.
+BACKGROUND_STAGES, OBJECT_SIZE = ("layer2", "layer3"), 49.0
 BACKGROUND_SAMPLES = 96
 
 
@@ -181,7 +181,6 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
         name: np.median(sides[data.train_chips.labels.numpy() == i], axis=0).tolist()
         for i, name in enumerate(data.classes)
     }
-    ordinary = _background(model, data, extents, device)
     add_to_checkpoint(
         best,
         {
@@ -189,7 +188,7 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
             "thresholds": dict(zip(data.classes, thresholds, strict=True)),
             "prototypes": {n: p.clone() for n, p in zip(data.classes, prototypes, strict=True) if n != BACKGROUND},
             "extents": extents,
-            "background": {} if ordinary is None else {BACKGROUND_STAGE: ordinary.to_dict()},
+            "background": _background(model, data, extents, device),
         },
     )
     if not (len(pairs.same) and len(pairs.different)):
@@ -203,15 +202,28 @@ def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device,
 
 def _background(
     model: TrainedModel, data: ChipDataModule, extents: Mapping[str, list[float]], device: torch.device
-) -> FeatureStatistics | None:
+) -> dict[str, Any]:
     """Features of random places of the training scenes, at the scales of its classes, for search in small scenes."""
     longer = {name: [max(sides)] for name, sides in extents.items() if name != BACKGROUND}
     steps = sorted({s for found in ladder(longer, OBJECT_SIZE, 1.25, 0, 0).values() for s in found})
-    engine = Engine(model.embedder, device)
-    samples = sample_background(
-        engine, data.opened, lambda scene: model.radiometry, steps, BACKGROUND_STAGE, BACKGROUND_SAMPLES, data.seed
+    first, deep = BACKGROUND_STAGES
+    samples = list(
+        sample_background(
+            Engine(model.embedder, device),
+            data.opened,
+            lambda scene: model.radiometry,
+            steps,
+            first,
+            BACKGROUND_SAMPLES,
+            data.seed,
+            deep,
+        )
     )
-    return measure(s.features[:, s.good][:, :, None] for s in samples)
+    found = {
+        first: measure(s.features[:, s.good][:, :, None] for s in samples),
+        deep: measure(s.deep for s in samples if s.deep is not None and bool(s.good.all())),
+    }
+    return {stage: statistics.to_dict() for stage, statistics in found.items() if statistics is not None}
 
 
 @torch.inference_mode()

@@ -54,10 +54,11 @@ def test_it_leaves_a_complete_checkpoint(result: TrainingResult) -> None:
         assert float(prototype.norm()) == pytest.approx(1, abs=1e-5)
     assert set(model.thresholds) == {*CLASSES, "background"}
     assert all(0 <= t <= 1 for t in model.thresholds.values())
-    ordinary = model.background["layer2"]
-    assert ordinary.count > 100
-    assert ordinary.covariance.shape == (len(ordinary.mean),) * 2
-    assert float(ordinary.covariance.diagonal().sum() + ordinary.mean.square().sum()) == pytest.approx(1, abs=1e-4)
+    for stage, cells in (("layer2", 100), ("layer3", 20)):
+        ordinary = model.background[stage]
+        assert ordinary.count > cells
+        assert ordinary.covariance.shape == (len(ordinary.mean),) * 2
+        assert float(ordinary.covariance.diagonal().sum() + ordinary.mean.square().sum()) == pytest.approx(1, abs=1e-4)
     content = torch.load(result.checkpoint, weights_only=True)
     assert content["siamese_sat"]["radiometry"] == json.loads((result.folder / "radiometry.json").read_text())
 
