@@ -87,7 +87,9 @@ def spans(length: int, stride: int, reach: int, margin: int, tile: int, phase: i
     cells = (length - 1) // stride + 1
     per_tile = max(1, tile // stride)
     parts = math.ceil(cells / per_tile)
-    borders = [round(i * cells / parts / phase) * phase for i in range(parts)] + [cells]
+    # Narrow tiles may fall on the same border: one of them is enough.
+    inner = {round(i * cells / parts / phase) * phase for i in range(1, parts)}
+    borders = [0, *sorted(b for b in inner if 0 < b < cells), cells]
     around = math.ceil(reach / stride / phase) * phase
     for first, last in itertools.pairwise(borders):
         # Beyond the scene lies a margin of nothing, the same for every tile; beyond that, the network's own padding.
