@@ -21,6 +21,7 @@ from rasterio.transform import from_origin
 from siamese_sat.data.scene import SceneReader
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.search import dense, engine, run, sliding
+from siamese_sat.search.matcher import Matcher
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.synthetic import CLASSES, make_scene
 
@@ -68,7 +69,7 @@ class Stages:
             (DeployedEmbedder, "project", "normalise"),
             (run, "suppress", "suppress"),
             (SceneReader, "read", "read"),
-            (TemplateSearch, "_match", "score"),
+            (Matcher, "match", "score"),
             (TemplateSearch, "_peaks", "score"),
         ]
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in names]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.data.scene import Scene, SceneReader
@@ -84,6 +85,18 @@ def sample_background(
                 good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
                 if good.any():
                     yield Sample(inner, deeper, good, step)
+
+
+def good_deep(sample: Sample, phase: int) -> Tensor:
+    """Deep features ``[C, n, 1]`` of a sample where a cell is valid.
+
+    Args:
+        sample: with a deep stage.
+        phase: strides of the first stage in one of the deep one.
+    """
+    assert sample.deep is not None
+    good = F.max_pool2d(sample.good[None, None].float(), phase, ceil_mode=True)[0, 0] > 0
+    return sample.deep[:, good][:, :, None]
 
 
 def _size(scene: Scene) -> tuple[int, int]:

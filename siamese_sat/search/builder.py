@@ -1,0 +1,148 @@
+"""Exemplars of a class made into what it is searched with, and a score's meaning learned from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from siamese_sat.errors import InputError
+from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.consensus import find_consensus
+from siamese_sat.search.dense import UNIT, features
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.maps import Maps, Whitenings
+from siamese_sat.search.matcher import Matcher, Template
+from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
+from siamese_sat.search.peak import local_maxima, vertex
+from siamese_sat.search.score import ScoreCurve, fit_curve
+from siamese_sat.search.whiten import Whitening
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """What templates are made with.
+
+    Attributes:
+        engine: runs the network.
+        radiometry_of: normalises a scene.
+        matcher: compares exemplars with each other and with the background.
+        whitening: of the stages.
+        stage: of the backbone.
+        deep: a later stage, or None.
+        cells: of a template along a side; odd.
+        deep_cells: in the deep stage; odd.
+        contrast: part of a patch's mean cell taken off it, see `Consensus`.
+        oblique_trust: weight of views between quarter turns in the vote on the box.
+        most: peaks of the background per sample, at most.
+    """
+
+    engine: Engine
+    radiometry_of: RadiometryOf
+    matcher: Matcher
+    whitening: Whitenings
+    stage: str
+    deep: str | None
+    cells: int
+    deep_cells: int
+    contrast: float
+    oblique_trust: float
+    most: int
+
+    def template(
+        self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[tuple[Maps, int]]
+    ) -> Template:
+        """What a class is searched with.
+
+        Args:
+            name: of the class.
+            exemplars: of it.
+            steps: levels to search, scene pixels per 128 level pixels.
+            background: random places of the searched scenes, each with the step of its level.
+        """
+        cells = torch.stack([self._patches(e, self.stage, self.whitening.first, self.cells) for e in exemplars])
+        deep = None
+        if self.deep is not None and self.whitening.deep is not None:
+            deep = torch.stack([self._patches(e, self.deep, self.whitening.deep, self.deep_cells) for e in exemplars])
+        consensus = find_consensus(cells, self.contrast)
+        sides: list[FloatArray] = []
+        trust: list[FloatArray] = []
+        for own, exemplar, shift in zip(cells, exemplars, consensus.shift, strict=True):
+            lean = lean_of(own[0], sides_of(exemplar), STRIDES[self.stage], self.matcher.object_size)
+            found = view_sides(
+                sides_of(exemplar), lean, self.matcher.views, self.matcher.object_size, self.oblique_trust
+            )
+            for kept, values in zip((sides, trust), found, strict=True):
+                kept.append(np.roll(values, -int(shift), axis=0))
+        template = Template(
+            name=name,
+            consensus=consensus,
+            deep=None if deep is None else find_consensus(deep, self.contrast),
+            sizes=np.array([max(sides_of(e)) for e in exemplars]),
+            sides=np.stack(sides),
+            trust=np.stack(trust),
+            steps=steps,
+            left_out=np.empty(0),
+            background=np.empty(0),
+            curve=ScoreCurve(),
+        )
+        left_out = self._left_out(template, cells, deep)
+        peaks = [self._background_peaks(template, maps, step) for maps, step in background if step in steps]
+        around = np.concatenate(peaks) if peaks else np.empty(0)
+        return replace(template, left_out=left_out, background=around, curve=fit_curve(left_out, around))
+
+    def _left_out(self, template: Template, cells: Tensor, deep: Tensor | None) -> FloatArray:
+        """Score of each exemplar by a template of the others."""
+        count = len(cells)
+        found = []
+        for i in range(count if count > 1 else 0):
+            others = [j for j in range(count) if j != i]
+            rest = replace(
+                template,
+                consensus=find_consensus(cells[others], self.contrast),
+                deep=None if deep is None else find_consensus(deep[others], self.contrast),
+                sizes=template.sizes[others],
+            )
+            step = float(template.sizes[i]) * UNIT / self.matcher.object_size
+            own = None if deep is None else deep[i, :1]
+            found.append(self.matcher.closer(rest, cells[i, :1], own, step)[0].mean())
+        return np.asarray(found, dtype=np.float64)
+
+    def _background_peaks(self, template: Template, maps: Maps, step: int) -> FloatArray:
+        """Scores of local maxima in one sample of the background."""
+        [score] = self.matcher.match(maps.cells, [template])
+        inside = torch.ones(score.shape[0] - 2, score.shape[1] - 2, dtype=torch.bool)
+        y, x = local_maxima(score, -1.0, inside, self.most)
+        places = maps.patches(y + 1, x + 1, self.cells, self.deep_cells, vertex(score, y + 1, x + 1))
+        return np.asarray(self.matcher.closer(template, *places, step)[0].mean(axis=1))
+
+    def _patches(self, exemplar: Exemplar, stage: str, whitening: Whitening, cells: int) -> Tensor:
+        """Whitened cells ``[views, D, cells, cells]`` of an exemplar at the common size, in every view."""
+        stride = STRIDES[stage]
+        half = cells // 2 * stride + math.ceil(self.engine.embedder.backbone.reach(stage) / stride) * stride
+        radiometry = self.radiometry_of(exemplar.scene)
+        scale = self.matcher.object_size / max(sides_of(exemplar))
+        image, valid = upright(exemplar, radiometry, scale, half, self.engine.device)
+        if not valid.any():
+            raise InputError(
+                f"{exemplar.scene.path}: the {exemplar.class_name} exemplar at {exemplar.box} holds no valid pixel."
+            )
+        middle = half // stride
+        inner = slice(middle - cells // 2, middle + cells // 2 + 1)
+        found = []
+        for view in range(self.matcher.views):
+            turned = rotate(image, 2 * math.pi * view / self.matcher.views, half)
+            white = whitening(features(self.engine, turned[:-1], stage)[:, inner, inner])
+            # Cells beyond the exemplar's own image say nothing.
+            share = turned[-1][half % stride :: stride, half % stride :: stride][inner, inner]
+            found.append(white * (share > 0.5))
+        return torch.stack(found)

@@ -1,0 +1,118 @@
+"""Comparing places with what a class is searched with: everywhere roughly, at peaks closely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siamese_sat.search.consensus import Consensus
+from siamese_sat.search.dense import UNIT
+from siamese_sat.search.score import ScoreCurve
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Template:
+    """What one class is searched with.
+
+    Attributes:
+        name: of the class.
+        consensus: its exemplars, turned alike.
+        deep: the same in the deep stage, or None.
+        sizes: ``[exemplars]`` longer sides in scene pixels.
+        sides: ``[exemplars, views, 2]`` width and height of the thing in that view, in level pixels.
+        trust: ``[exemplars, views]`` how much the view says of width and height.
+        steps: levels to search, scene pixels per 128 level pixels.
+        left_out: ``[exemplars]`` score of each exemplar by the others; empty for a single one.
+        background: scores of local maxima at random places of the searched scenes.
+        curve: raw score to probability.
+    """
+
+    name: str
+    consensus: Consensus
+    deep: Consensus | None
+    sizes: FloatArray
+    sides: FloatArray
+    trust: FloatArray
+    steps: tuple[int, ...]
+    left_out: FloatArray
+    background: FloatArray
+    curve: ScoreCurve
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """How places and templates are compared.
+
+    Attributes:
+        object_size: level pixels to which an exemplar's longer side is brought.
+        views: rotations of an exemplar.
+        deep_weight: of the deep stage's cosine, that of the first being 1.
+        size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
+        dtype: in which cells and kernels are multiplied.
+    """
+
+    object_size: float
+    views: int
+    deep_weight: float
+    size_spread: float
+    dtype: torch.dtype
+
+    def match(self, cells: Tensor, templates: Sequence[Template]) -> list[Tensor]:
+        """Cosine ``[h, w]`` of every place with what each template's exemplars share, in its best view.
+
+        Args:
+            cells: ``[D, H, W]``, whitened; ``h`` and ``w`` are a template's cells less one smaller.
+            templates: of classes.
+        """
+        dtype = self.dtype
+        kernels = torch.cat([t.consensus.kernels for t in templates]).to(dtype)
+        weights = torch.cat([t.consensus.weights for t in templates])[:, None]
+        found = F.conv2d(cells[None].to(dtype), kernels)[0].float()
+        energy = F.conv2d(cells.square().sum(0)[None, None], weights)[0]
+        cosine = found / energy.clamp(min=1e-12).sqrt()
+        return [one.amax(dim=0) for one in cosine.split(self.views)]
+
+    def closer(
+        self, template: Template, places: Tensor, deep: Tensor | None, step: float
+    ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
+        """Every exemplar's own score ``[n, exemplars]`` of places, that of the first stage alone, and its best view.
+
+        The score is the weighted mean of the stages' cosines, each in its best view, less where the place's size is far
+        from the exemplar's: a Gaussian of the logarithm of their ratio.
+
+        Args:
+            template: of the class.
+            places: ``[n, D, cells, cells]``.
+            deep: ``[n, D, deep_cells, deep_cells]``, or None.
+            step: of their level.
+        """
+        cosine, view = template.consensus.cosines(places).max(dim=2)
+        off = np.log(self.object_size * step / UNIT / template.sizes) / self.size_spread
+        likely = np.exp(-(off**2) / 2)
+        first = cosine.double().cpu().numpy() * likely
+        if template.deep is None or deep is None:
+            return first, first, view.cpu().numpy()
+        further = template.deep.cosines(deep).amax(dim=2).double().cpu().numpy() * likely
+        return (first + self.deep_weight * further) / (1 + self.deep_weight), first, view.cpu().numpy()
+
+    def vote(self, template: Template, scores: FloatArray, views: npt.NDArray[np.int64]) -> FloatArray:
+        """Width and height ``[n, 2]`` in level pixels: the mean of logs over exemplars, the better heard more.
+
+        Args:
+            template: of the class.
+            scores: ``[n, exemplars]``.
+            views: ``[n, exemplars]`` in which each scores best.
+        """
+        exemplar = np.arange(scores.shape[1])[None]
+        logs = np.log(template.sides)[exemplar, views]
+        weight = np.exp(10 * (scores - scores.max(axis=1, keepdims=True))) * template.trust[exemplar, views]
+        mean: FloatArray = np.exp((logs * weight[..., None]).sum(1) / weight.sum(1)[:, None])
+        return mean
