@@ -67,6 +67,18 @@ def test_every_stage_has_its_stride(side: int) -> None:
         backbone(torch.zeros(1, 3, 64, 64), until="layer5")
 
 
+@pytest.mark.parametrize(("after", "until"), [("layer2", "layer3"), ("stem", "layer4"), ("layer1", "layer2")])
+def test_going_on_from_a_stage_is_going_there_at_once(after: str, until: str) -> None:
+    torch.manual_seed(0)
+    backbone = Backbone("resnet_tiny").eval()
+    x = torch.randn(2, 3, 65, 48)
+    with torch.inference_mode():
+        at_once, in_two = backbone(x, until), backbone(backbone(x, after), until, after)
+        with pytest.raises(ValueError, match="no stage"):
+            backbone(at_once, until=after, after=until)
+    assert torch.equal(at_once, in_two)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="vgg16"):
         Backbone("vgg16")

@@ -13,7 +13,7 @@ from torch import Tensor
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene
 from siamese_sat.model.deploy import DeployedEmbedder
-from siamese_sat.search.background import SIDE, Sample, sample_background, whole
+from siamese_sat.search.background import SIDE, Sample, good_deep, sample_background
 from siamese_sat.search.dense import feature_tiles
 from siamese_sat.search.engine import Engine
 from tests.conftest import make_scene
@@ -44,8 +44,15 @@ def noise(path: Path, height: int, width: int, seed: int = 0, hole: tuple[slice,
     return make_scene(path, pixels, nodata=0)
 
 
-def drawn(engine: Engine, scenes: Sequence[Scene], steps: Sequence[int], count: int, seed: int = 0) -> list[Sample]:
-    return list(sample_background(engine, scenes, lambda s: RADIOMETRY, steps, "layer2", count, seed))
+def drawn(
+    engine: Engine,
+    scenes: Sequence[Scene],
+    steps: Sequence[int],
+    count: int,
+    seed: int = 0,
+    deep: str | None = None,
+) -> list[Sample]:
+    return list(sample_background(engine, scenes, lambda s: RADIOMETRY, steps, "layer2", count, seed, deep))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +152,7 @@ def test_scenes_smaller_than_a_sample(engine: Engine, scene: Scene, step: int) -
     level = [-(-n * 128 // step) for n in (140, 130)]
     assert sample.features.shape[1:] == tuple(n // 8 - 1 for n in level)
     assert sample.good.all()
-    assert len(whole([(sample.features, sample)], 11)) == 1
+    assert sample.deep is None
 
 
 @pytest.mark.parametrize("side", [1, 5, 9, 20])
@@ -156,7 +163,6 @@ def test_scenes_of_a_few_pixels(engine: Engine, scene: Scene, side: int) -> None
         assert sample.features.shape[1:] == sample.good.shape
         assert 1 <= min(sample.good.shape) <= max(sample.good.shape) <= 2
         assert torch.isfinite(sample.features).all()
-        assert whole([(sample.features, sample)], 11) == []
 
 
 def test_places_without_a_valid_cell_are_left_out(engine: Engine, tmp_path: Path) -> None:
@@ -175,17 +181,43 @@ def test_which_cells_are_valid_is_told(engine: Engine, tmp_path: Path) -> None:
     expected[12:, :7] = False  # row 13 is of pixels 100 to 107, column 7 of 52 to 59, 8 of 60 to 67
     expected[11, :7] = True  # 92 to 99
     assert torch.equal(sample.good, expected)
-    assert whole([(sample.features, sample)], 11) == []
 
 
-def test_whole_samples_of_a_size() -> None:
-    def sample(height: int, width: int, step: int, hole: bool = False) -> tuple[Tensor, Sample]:
-        good = torch.ones(height, width, dtype=torch.bool)
-        good[-1, -1] = not hole
-        cells = torch.full((2, height, width), float(step))
-        return cells + 1, Sample(cells, good, step)
+@pytest.mark.parametrize(("deep", "phase"), [("layer3", 2), ("layer4", 4)])
+def test_the_deep_stage_lies_on_the_scenes_own_grid(engine: Engine, tmp_path: Path, deep: str, phase: int) -> None:
+    """Its first cell is centred where that of the first stage is, in a scene of one place."""
+    land = noise(tmp_path / "a.tif", 8 * 60, 8 * 60)
+    margin = 20
+    (tile,) = feature_tiles(engine, land, RADIOMETRY, 128, deep=deep, margin=margin, tile=ALL)
+    assert tile.deep is not None
+    for sample in drawn(engine, [land], [128], 3, deep=deep):
+        assert sample.deep is not None
+        assert sample.deep.shape[1:] == (SIDE // phase, SIDE // phase)
+        y, x = place_of(sample.features, tile.features[:, margin:-margin, margin:-margin])
+        assert y % phase == x % phase == 0
+        row, column = (int((margin + at) / phase + o) for at, o in zip((y, x), tile.origin, strict=True))
+        part = tile.deep[:, row : row + SIDE // phase, column : column + SIDE // phase]
+        # What lies far away is left out, so no more than the middle is the same, and nearly.
+        inner = np.s_[:, 2:-1, 2:-1] if phase == 2 else np.s_[:, 2:4, 2:4]
+        alike = torch.nn.functional.cosine_similarity(sample.deep[inner], part[inner], dim=0)
+        assert float(alike.min()) > 0.98
+        beside = torch.nn.functional.cosine_similarity(sample.deep[inner], part.roll(1, 2)[inner], dim=0)
+        assert float(beside.mean()) < float(alike.min())
 
-    samples = [sample(11, 24, 1), sample(24, 10, 2), sample(24, 24, 3, hole=True), sample(24, 24, 4)]
-    found = whole(samples, 11)
-    assert [step for _, step in found] == [1, 4]
-    assert torch.equal(found[0][0], samples[0][0]), "what was made of the features"
+
+@pytest.mark.parametrize("side", [1, 9, 20, 130])
+def test_deep_cells_of_small_scenes(engine: Engine, scene: Scene, side: int) -> None:
+    for sample in drawn(engine, [scene.within((0, 0, side, side))], [128, 160], 10, deep="layer3"):
+        assert sample.deep is not None
+        assert sample.deep.shape[1:] == tuple(-(-n // 2) for n in sample.good.shape)
+        assert torch.isfinite(sample.deep).all()
+
+
+def test_deep_cells_count_where_one_of_theirs_is_valid() -> None:
+    good = torch.zeros(3, 5, dtype=torch.bool)
+    good[0, 1] = good[2, 4] = True
+    deep = torch.arange(6.0).reshape(1, 2, 3)
+    sample = Sample(torch.zeros(2, 3, 5), deep, good, 128)
+    assert good_deep(sample, 2).flatten().tolist() == [0, 5]
+    everywhere = Sample(torch.zeros(2, 3, 5), deep, torch.ones(3, 5, dtype=torch.bool), 128)
+    assert good_deep(everywhere, 2).shape == (1, 6, 1)

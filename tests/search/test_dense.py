@@ -111,6 +111,24 @@ def test_spans_know_every_cell_once_and_all_that_it_sees(
         assert border[0] <= s.start < s.stop <= border[1]
 
 
+@pytest.mark.parametrize("length", [1, 9, 17, 56, 100, 513, 1001])
+@pytest.mark.parametrize("tile", [8, 24, 64, 250, 4096])
+@pytest.mark.parametrize("phase", [2, 4])
+def test_spans_begin_on_the_grid_of_a_deeper_stage(length: int, tile: int, phase: int) -> None:
+    stride, reach, margin = 8, 100, 8
+    found = list(spans(length, stride, reach, margin, tile, phase))
+    cells = -(-length // stride)
+    assert [c for s in found for c in range(s.first, s.last)] == list(range(cells))
+    for s in found:
+        assert s.first < s.last
+        assert s.first % phase == 0
+        assert s.start % (stride * phase) == 0
+        border = (-margin * stride, (cells + margin) * stride)
+        assert s.start == border[0] or s.start <= (s.first - margin) * stride - reach
+        assert s.stop == border[1] or s.stop >= (s.last + margin - 1) * stride + reach
+        assert border[0] <= s.start < s.stop <= border[1]
+
+
 def test_spans_of_a_scene_smaller_than_a_tile() -> None:
     assert list(spans(100, 8, 50, 5, 1024)) == [Span(0, 13, 5, -40, 144)]
 
@@ -162,6 +180,38 @@ def test_a_tile_border_changes_no_feature(
         torch.testing.assert_close(part.features, with_margin, rtol=0, atol=1e-4)
     assert seen[whole.valid].all()
     assert whole.features.std() > 0.1
+
+
+@pytest.mark.parametrize(("deep", "phase"), [("layer3", 2), ("layer4", 4)])
+@pytest.mark.parametrize(("step", "size"), [(97, 72), (150, 40)])
+def test_a_tile_border_changes_no_deep_feature(
+    engine: Engine, scene: Scene, step: int, size: int, deep: str, phase: int
+) -> None:
+    (whole,), parts = (
+        list(feature_tiles(engine, scene, RADIOMETRY, step, deep=deep, margin=8, tile=tile)) for tile in (ALL, size)
+    )
+    assert whole.deep is not None
+    assert max(whole.valid.shape) % phase, "the last tile ends within a deep cell"
+    assert len(parts) >= 3
+    for part in parts:
+        assert part.deep is not None
+        # Deep cells round those that the tile answers for, in the whole and in the part.
+        count = [-(-(n + 8) // phase) for n in part.valid.shape]
+        cut = []
+        for tile in (whole, part):
+            first = (part.y_first - tile.y_first + 4, part.x_first - tile.x_first + 4)
+            y, x = (f / phase + o for f, o in zip(first, tile.origin, strict=True))
+            assert y == int(y)
+            assert x == int(x)
+            cut.append(tile.deep[:, int(y) : int(y) + count[0], int(x) : int(x) + count[1]])  # type: ignore[index]
+        torch.testing.assert_close(cut[1], cut[0], rtol=0, atol=1e-4)
+        assert cut[0].shape[1:] == tuple(count)
+    assert whole.deep.std() > 0.1
+
+
+def test_a_margin_must_suit_the_deep_stage(engine: Engine, scene: Scene) -> None:
+    with pytest.raises(ValueError, match="margin 5"):
+        next(iter(feature_tiles(engine, scene, RADIOMETRY, 128, deep="layer3", margin=5)))
 
 
 def test_features_are_those_of_the_scene_resized_as_a_whole(engine: Engine, scene: Scene) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from siamese_sat.search.peak import local_maxima, patches_at, vertex
+from siamese_sat.search.peak import local_maxima, patches_at, patches_between, vertex
 
 LOW = -9.0
 
@@ -109,3 +109,25 @@ def test_patches_lie_where_they_were_cut() -> None:
     for one, row, column in zip(found, y.tolist(), x.tolist(), strict=True):
         assert torch.equal(one, cells[:, row : row + 3, column : column + 3])
     assert patches_at(cells, y[:0], x[:0], 3).shape == (0, 2, 3, 3)
+
+
+def test_patches_between_are_patches_at_whole_places() -> None:
+    cells = torch.randn(3, 9, 11, generator=torch.Generator().manual_seed(2))
+    y, x = torch.tensor([0, 4, 6]), torch.tensor([8, 0, 5])
+    torch.testing.assert_close(patches_between(cells, y + 1.0, x + 1.0, 3), patches_at(cells, y, x, 3))
+    assert patches_between(cells, y[:0], x[:0], 3).shape == (0, 3, 3, 3)
+
+
+def test_patches_between_interpolate() -> None:
+    cells = torch.randn(3, 9, 11, generator=torch.Generator().manual_seed(2))
+    (found,) = patches_between(cells, torch.tensor([4.25]), torch.tensor([5.5]), 3)
+    upper, lower = ((cells[:, r : r + 3, 4:7] + cells[:, r : r + 3, 5:8]) / 2 for r in (3, 4))
+    torch.testing.assert_close(found, 0.75 * upper + 0.25 * lower)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 5), (1, 5), (1, 1)])
+def test_patches_between_beyond_the_map_are_the_nearest_cell(height: int, width: int) -> None:
+    cells = torch.randn(2, height, width, generator=torch.Generator().manual_seed(3))
+    (found,) = patches_between(cells, torch.tensor([0.0]), torch.tensor([width - 1.0]), 3)
+    rows, columns = (torch.tensor(v) for v in ([0, 0, min(1, height - 1)], [max(0, width - 2), width - 1, width - 1]))
+    torch.testing.assert_close(found, cells[:, rows][:, :, columns])

@@ -37,7 +37,7 @@ def test_things_are_found_where_they_are_larger_and_turned_too(
     # Between quarter turns nobody knows how far the corners are filled: as a rectangle's or as an ellipse's.
     ellipse = math.hypot(40, 28) / math.sqrt(2)
     slack = [1.0, 1.0, 1.0, (boxes[3][2] - boxes[3][0]) / ellipse]
-    searched = Searched(model, engine, shown["boat"][:count], save(tmp_path / "a.tif", pixels))
+    searched = Searched(model, engine, shown["boat"][:count], save(tmp_path / "a.tif", pixels), deep=None)
     found = searched.best(5)
     raw = searched.method.templates[0].curve.raw
     assert raw(found[3][2]) > 1.5 * raw(found[4][2]), "nothing else is like a boat"
@@ -56,7 +56,7 @@ def test_a_larger_thing_is_as_good_on_a_level_of_its_size(
     pixels, step = texture(2, 320, 320), round(40 / 49 * 128 * 1.25**levels)
     middle = (round(150 * 128 / step / 8) * 8 + 0.5) * step / 128
     truth = draw(pixels, BOAT, middle, middle, 1.25**levels)
-    searched = Searched(model, engine, shown["boat"], save(tmp_path / "a.tif", pixels), samples=4)
+    searched = Searched(model, engine, shown["boat"], save(tmp_path / "a.tif", pixels), samples=4, deep=None)
     template = searched.method.templates[0]
     assert step in template.steps
     (_, box, score), (_, _, second) = searched.best(2)
@@ -94,7 +94,7 @@ def test_an_exemplar_finds_itself_with_cosine_1_to_the_pixel(
     draw(pixels, BOAT, 96.5, 104.5)
     scene = save(tmp_path / "a.tif", pixels)
     exemplar = Exemplar("boat", scene, (76.5, 90.5, 116.5, 118.5))
-    searched = Searched(model, engine, [exemplar], scene, object_size=40.0, contrast=contrast)
+    searched = Searched(model, engine, [exemplar], scene, object_size=40.0, contrast=contrast, deep=None)
     assert 128 in searched.method.templates[0].steps
     ((_, box, score),) = searched.best(1)
     curve = searched.method.templates[0].curve

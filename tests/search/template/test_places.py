@@ -19,12 +19,17 @@ from tests.model.conftest import RADIOMETRY
 from tests.search.template.planted import BOAT, Searched, draw, error, rows, texture
 
 
+@pytest.mark.parametrize("tile", [40, 72])
 @pytest.mark.parametrize("aoi", [None, (11, 7, 199, 171)])
 def test_a_tile_border_changes_no_candidate(
-    small: Searched, aoi: PixelBox | None, monkeypatch: pytest.MonkeyPatch
+    small: Searched, aoi: PixelBox | None, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(small, "scene", small.scene.within(aoi))
-    monkeypatch.setattr(small.method, "tile", 72)
+    x0, y0, x1, y1 = small.scene.aoi
+    levels = [-(-n * 128 // s) for t in small.method.templates for s in t.steps for n in (x1 - x0, y1 - y0)]
+    assert sum(n % 16 > 0 for n in levels) > len(levels) / 2, "no whole number of the deep stage's cells"
+    assert all(t.deep is not None for t in small.method.templates)
+    monkeypatch.setattr(small.method, "tile", tile)
     parts = rows(small.all())
     monkeypatch.setattr(small.method, "tile", 4096)
     whole = rows(small.all())
@@ -94,7 +99,8 @@ def test_where_nothing_is_nothing_is_compared(
     draw(pixels, BOAT, 180, 100)
     stored = pixels.clip(1).round().astype("uint16")
     stored[:, :, 130:] = 0
-    searched = Searched(model, engine, shown["boat"], make_scene(tmp_path / "a.tif", stored, nodata=0), least=-1.0)
+    holed = make_scene(tmp_path / "a.tif", stored, nodata=0)
+    searched = Searched(model, engine, shown["boat"], holed, least=-1.0, deep=None)
     found = searched.all()
     centre = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
     cell = max(searched.method.templates[0].steps) / 16

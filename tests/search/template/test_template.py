@@ -23,6 +23,7 @@ def test_the_same_twice(small: Searched, model: TrainedModel, shown: dict[str, l
         assert one.curve == two.curve
         for part in ("kernels", "patches", "weights"):
             assert torch.equal(getattr(one.consensus, part), getattr(two.consensus, part))
+            assert torch.equal(getattr(one.deep, part), getattr(two.deep, part))
         np.testing.assert_array_equal(one.consensus.shift, two.consensus.shift)
     first, second = small.all(), again.all()
     np.testing.assert_array_equal(first.boxes, second.boxes)
@@ -120,11 +121,13 @@ def test_levels_follow_the_sizes_of_the_exemplars(
         np.testing.assert_allclose(at[1:] / at[:-1], 1.25, rtol=0.03)
 
 
+@pytest.mark.parametrize("deep", [None, "layer3", "layer4"])
 @pytest.mark.parametrize("side", [9, 30])
 def test_a_scene_smaller_than_what_is_sought(
-    model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path, side: int
+    model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path, side: int, deep: str | None
 ) -> None:
-    searched = Searched(model, engine, shown["boat"][:1], save(tmp_path / "a.tif", texture(11, side, side)))
+    scene = save(tmp_path / "a.tif", texture(11, side, side))
+    searched = Searched(model, engine, shown["boat"][:1], scene, deep=deep)
     (found,) = searched.method.templates
     assert len(found.background) == 0
     assert found.curve == ScoreCurve()
@@ -145,13 +148,34 @@ def test_scenes_without_a_valid_pixel(
     "setting",
     [
         {"cells": 8}, {"cells": 0}, {"views": 0}, {"scale_step": 1.0}, {"size_spread": 0.0}, {"contrast": -0.1},
-        {"contrast": 1.1}, {"contrast": float("nan")},
+        {"contrast": 1.1}, {"contrast": float("nan")}, {"deep_weight": -0.1}, {"deep_weight": float("nan")},
+        {"deep_weight": float("inf")}, {"deep_cells": 4}, {"deep_cells": -1},
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be(
     model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], setting: dict[str, float]
 ) -> None:
     with pytest.raises(InputError, match=next(iter(setting))):
+        Searched(model, engine, shown["boat"], shown["boat"][0].scene, **setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"deep": "layer9"}, r"deep='layer9' is no backbone stage; stages are stem, .*layer4\.$"),
+        ({"stage": "conv2", "deep": None}, r"stage='conv2' is no backbone stage; stages are stem, .*layer4\.$"),
+        ({"deep": "layer2"}, r"deep='layer2' does not come after search\.method\.stage='layer2'; .*null\.$"),
+        ({"stage": "layer3", "deep": "layer1"}, r"deep='layer1' does not come after .*stage='layer3'; .*null\.$"),
+    ],
+)
+def test_stages_that_cannot_be(
+    model: TrainedModel,
+    engine: Engine,
+    shown: dict[str, list[Exemplar]],
+    setting: dict[str, str | None],
+    sentence: str,
+) -> None:
+    with pytest.raises(InputError, match=sentence):
         Searched(model, engine, shown["boat"], shown["boat"][0].scene, **setting)
 
 
