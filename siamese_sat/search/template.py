@@ -156,6 +156,8 @@ class TemplateSearch:
             )
         if not 0 <= self.contrast <= 1:
             raise InputError("search.method: contrast must lie between 0 and 1.")
+        if not 0 < self.oblique_trust <= 1:
+            raise InputError("search.method: oblique_trust must be above 0, and 1 at most.")
         if not 0 <= self.deep_weight < math.inf or self.deep_cells % 2 == 0 or self.deep_cells < 1:
             raise InputError("search.method: deep_weight must be 0 or more, and deep_cells odd.")
         for name, stage in (("stage", self.stage), ("deep", self._deep_stage)):
