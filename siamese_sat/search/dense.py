@@ -24,6 +24,7 @@ from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.ahead import ahead
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.part import Part, share
 
 UNIT = 128
 # Scene pixels along a tile's side, without its margins.
@@ -109,6 +110,7 @@ def feature_tiles(
     margin: int = 5,
     tile: int = 1024,
     min_valid: float = 0.5,
+    part: Part = (0, 1),
 ) -> Iterator[FeatureTile]:
     """Feature maps of a scene at one level.
 
@@ -122,6 +124,7 @@ def feature_tiles(
         margin: cells on either side; with a deep stage, a multiple of the ratio of their strides.
         tile: level pixels of a tile.
         min_valid: cells with less valid pixels are marked invalid; tiles without a valid cell are left out.
+        part: of the tiles.
     """
     stride = STRIDES[stage]
     x0, y0, x1, y1 = scene.aoi
@@ -135,12 +138,12 @@ def feature_tiles(
     columns = list(spans(lengths[0], stride, reach, margin, tile, phase))
     places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile, phase) for column in columns]
     # One ahead: tiles are large.
-    for row, column, stored in ahead(_read_ahead(scene, radiometry, step, places), 1):
+    for row, column, stored in ahead(_read_ahead(scene, radiometry, step, share(places, part)), 1):
         pixels, valid = to_level(stored, radiometry, engine.device)
         y, x = row.first - row.start // stride, column.first - column.start // stride
-        share = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
+        inside = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
         # Cells on the scene's border are half inside it, whichever way rounding falls.
-        cells = share.numpy() >= min_valid - 1e-3
+        cells = inside.numpy() >= min_valid - 1e-3
         if not cells.any():
             continue
         found, deeper = stages(engine, pixels, stage, deep)

@@ -73,7 +73,8 @@ def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
     if not 0 <= nms_iou <= 1:
         raise InputError(f"search.nms_iou={nms_iou} must lie between 0 and 1.")
     # Ties are broken by place, so that the order in which windows were scored never shows.
-    order = np.lexsort((candidates.boxes[:, 0], candidates.boxes[:, 1], -candidates.scores))
+    x_min, y_min, x_max, y_max = candidates.boxes.T
+    order = np.lexsort((candidates.classes, x_max, y_max, x_min, y_min, -candidates.scores))
     chosen = order[kept(candidates.regions[order], candidates.classes[order], nms_iou)]
     return Candidates(
         candidates.boxes[chosen], candidates.regions[chosen], candidates.classes[chosen], candidates.scores[chosen]

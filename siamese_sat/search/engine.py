@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.data.chip import resize
@@ -146,7 +147,12 @@ class Engine:
     @torch.inference_mode()
     def _finish(self, chips: Tensor) -> Tensor:
         assert isinstance(self.embedder, DeployedEmbedder)
-        return self.embedder.embed_projected(chips)
+        # Always a full batch: in a smaller one the last bits of a vector are others, and what is in it besides depends
+        # on how scenes are shared out.
+        count, lacking = len(chips), self.batch_size - len(chips)
+        if lacking:
+            chips = F.pad(chips, (0, 0, 0, 0, 0, 0, 0, lacking))
+        return self.embedder.embed_projected(chips)[:count]
 
     def _cut(
         self,

@@ -12,8 +12,9 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.part import Part
 
-__all__ = ["ManyScenes", "RadiometryOf", "SearchMethod"]
+__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod"]
 
 
 class SearchMethod(Protocol):
@@ -56,3 +57,18 @@ class ManyScenes(Protocol):
         self, scenes: Mapping[str, Scene], thresholds: Mapping[str, float]
     ) -> Iterator[tuple[str, Candidates | InputError]]:
         """Each scene's places, all together, or why it cannot be searched; scenes come in their order, each once."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A method that can search some tiles of a scene here and the others elsewhere, with the same result."""
+
+    def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
+        """Places in a part of the scene's tiles, seen with all that lies round them.
+
+        Raises:
+            InputError: the scene cannot be read.
+        """
+
+    def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        """What `candidates` gives, from what all parts have given."""

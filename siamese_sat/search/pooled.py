@@ -21,6 +21,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.part import Part
 from siamese_sat.search.sliding import AROUND, choose
 from siamese_sat.search.tile import Failure, Job
 
@@ -123,10 +124,18 @@ class WindowSearch:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """Places that reach their class's threshold, batch by batch."""
-        for got in self._scored([scene], thresholds):
+        yield from self.some(scene, thresholds, (0, 1))
+
+    def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
+        """See `Divisible`."""
+        for got in self._scored([scene], thresholds, part):
             if isinstance(got, Failure):
                 raise got.error
-            yield from (part for _, part in got)
+            yield from (found for _, found in got)
+
+    def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        """See `Divisible`."""
+        return found
 
     def candidates_of(
         self, scenes: Mapping[str, Scene], thresholds: Mapping[str, float]
@@ -154,13 +163,14 @@ class WindowSearch:
         yield from until(len(names))
 
     def _scored(
-        self, scenes: Sequence[Scene], thresholds: Mapping[str, float]
+        self, scenes: Sequence[Scene], thresholds: Mapping[str, float], part: Part = (0, 1)
     ) -> Iterator[list[tuple[int, Candidates]] | Failure]:
         """For each batch, the numbers of its scenes, ascending, and the candidates in them."""
-        jobs = [Job(scene, one.window) for scene in scenes for one in self.passes]
+        jobs = [Job(scene, one.window, part) for scene in scenes for one in self.passes]
         sides = [np.array([self._box_size(one, self.targets[c]) for c in one.classes]) for one in self.passes]
         numbers = [np.asarray(one.classes) for one in self.passes]
-        prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device)
+        # In fp64 and back: else the last bit of a score may change with what else is in its batch.
+        prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device, torch.float64)
         least = torch.tensor([thresholds[t.name] for t in self.targets])
         source = self.sliding or self.engine
         for got in source.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
@@ -168,7 +178,7 @@ class WindowSearch:
                 yield got
                 continue
             # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
-            every = self.model.calibration(got.vectors @ prototypes.T).cpu()
+            every = self.model.calibration((got.vectors.double() @ prototypes.T).float()).cpu()
             found = []
             for job in np.unique(got.jobs):
                 mine, one = np.flatnonzero(got.jobs == job), int(job) % len(self.passes)

@@ -1,9 +1,10 @@
-"""Scene after scene through one method."""
+"""Scene after scene through one method, here or shared out among workers."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,8 +12,10 @@ import pandas as pd
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
+from siamese_sat.scaleout.pool import Pool
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
-from siamese_sat.search.method import ManyScenes, SearchMethod
+from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod
+from siamese_sat.search.part import Part
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,68 @@ class Found:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who searches.
+
+    Attributes:
+        pool: of workers.
+        split_mpx: a scene of more megapixels is shared out in parts of about so many.
+    """
+
+    pool: Pool
+    split_mpx: float = math.inf
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a worker does: see `siamese_sat.scaleout.pool.Work`.
+
+    Attributes:
+        method: prepared.
+        thresholds: least score by class.
+        nms_iou: see `suppress`.
+    """
+
+    method: SearchMethod
+    thresholds: Mapping[str, float]
+    nms_iou: float
+
+    def __call__(self, item: SceneItem) -> Candidates:
+        """A whole scene's places, suppressed; or those of a part, which only all parts together can be."""
+        if item.part[1] == 1:
+            found = Candidates.join(list(self.method.candidates(item.scene, self.thresholds)))
+            return suppress(found, self.nms_iou)
+        assert isinstance(self.method, Divisible)
+        return Candidates.join(list(self.method.some(item.scene, self.thresholds, item.part)))
+
+    def gather(self, parts: Sequence[Candidates]) -> Candidates:
+        """A scene's places from what all its items gave."""
+        if len(parts) == 1:
+            return parts[0]
+        assert isinstance(self.method, Divisible)
+        return suppress(self.method.whole(Candidates.join(parts), self.thresholds), self.nms_iou)
+
+
+@dataclass(frozen=True)
+class SceneItem:
+    """A scene, or a part of its tiles, for one worker."""
+
+    scene: Scene
+    part: Part = (0, 1)
+
+    @property
+    def path(self) -> str:
+        """Of the scene."""
+        return self.scene.path
+
+
 def search_scenes(
-    scenes: Mapping[str, Scene], method: SearchMethod, thresholds: Mapping[str, float], nms_iou: float
+    scenes: Mapping[str, Scene],
+    method: SearchMethod,
+    thresholds: Mapping[str, float],
+    nms_iou: float,
+    workers: Workers | None = None,
 ) -> Found:
     """Searches scene by scene, so that nothing of one suppresses anything of another.
 
@@ -42,26 +105,44 @@ def search_scenes(
         method: prepared.
         thresholds: least score by class.
         nms_iou: see `suppress`.
+        workers: that share the scenes; None searches here. The detections are the same.
 
     Returns:
         What was found; a scene that cannot be read is reported there and the others are searched.
     """
-    parts: list[pd.DataFrame] = []
+    frames: dict[str, pd.DataFrame] = {}
     failed: dict[str, str] = {}
     compared = dict.fromkeys(method.classes, 0)
     started = time.perf_counter()
     with progress() as bar:
         task = bar.add_task("Searching", total=sum(s.megapixels for s in scenes.values()), unit="Mpx")
-        for name, candidates in _searched(scenes, method, thresholds):
+
+        def advance(megapixels: float) -> None:
+            bar.advance(task, megapixels)
+
+        work = Search(method, thresholds, nms_iou)
+        found = _here(scenes, work, advance) if workers is None else _shared(scenes, work, workers, advance)
+        for name, candidates in found:
             scene = scenes[name]
             if isinstance(candidates, InputError):
                 failed[scene.path] = str(candidates)
                 continue
-            parts.append(to_frame(suppress(candidates, nms_iou), method.classes, name, scene.aoi))
+            frames[name] = to_frame(candidates, method.classes, name, scene.aoi)
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
-            bar.advance(task, scene.megapixels)
-    return Found(best_first(parts), failed, compared, time.perf_counter() - started)
+    # In the order of the scenes, whichever was done first.
+    parts = [frames[name] for name in scenes if name in frames]
+    in_order = {s.path: failed[s.path] for s in scenes.values() if s.path in failed}
+    return Found(best_first(parts), in_order, compared, time.perf_counter() - started)
+
+
+Advance = Callable[[float], None]
+
+
+def _here(scenes: Mapping[str, Scene], work: Search, advance: Advance) -> Iterator[tuple[str, Candidates | InputError]]:
+    for name, found in _searched(scenes, work.method, work.thresholds):
+        yield name, found if isinstance(found, InputError) else suppress(found, work.nms_iou)
+        advance(scenes[name].megapixels)
 
 
 def _searched(
@@ -77,3 +158,24 @@ def _searched(
             yield name, error
         else:
             yield name, found
+
+
+def _shared(
+    scenes: Mapping[str, Scene], work: Search, workers: Workers, advance: Advance
+) -> Iterator[tuple[str, Candidates | InputError]]:
+    items: list[SceneItem] = []
+    names: list[str] = []
+    for name, scene in scenes.items():
+        parts = max(1, math.ceil(scene.megapixels / workers.split_mpx)) if isinstance(work.method, Divisible) else 1
+        items += [SceneItem(scene, (number, parts)) for number in range(parts)]
+        names += [name] * parts
+    held: dict[str, dict[int, Candidates | InputError]] = {}
+    for number, result in workers.pool.run(work, items):
+        item, name = items[number], names[number]
+        advance(item.scene.megapixels / item.part[1])
+        held.setdefault(name, {})[item.part[0]] = result
+        if len(held[name]) < item.part[1]:
+            continue
+        got = [found for _, found in sorted(held.pop(name).items(), key=lambda one: one[0])]
+        good = [found for found in got if not isinstance(found, InputError)]
+        yield name, work.gather(good) if len(good) == len(got) else next(e for e in got if isinstance(e, InputError))

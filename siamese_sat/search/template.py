@@ -31,6 +31,7 @@ from siamese_sat.search.ladder import ladder
 from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Template
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
 from siamese_sat.search.peak import local_maxima, vertex
 from siamese_sat.search.whiten import Whitening, whiten
@@ -213,6 +214,14 @@ class TemplateSearch:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """Local maxima of the score that reach their class's threshold, tile by tile."""
+        yield from self.some(scene, thresholds, (0, 1))
+
+    def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        """See `Divisible`."""
+        return found
+
+    def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
+        """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
         for step in sorted({s for t in self.templates for s in t.steps}):
             wanted = [(i, t) for i, t in enumerate(self.templates) if step in t.steps]
@@ -226,6 +235,7 @@ class TemplateSearch:
                 margin=self._margin,
                 tile=self.tile,
                 min_valid=self.engine.min_valid,
+                part=part,
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
                 for (number, template), score in zip(

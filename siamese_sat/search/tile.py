@@ -14,6 +14,7 @@ from siamese_sat.data.radiometry import Radiometry, RadiometryOf
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.search import window as grid
+from siamese_sat.search.part import Part, share
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,12 @@ class Job:
     Attributes:
         scene: read tile by tile.
         window: width and height in scene pixels.
+        part: of the scene's tiles.
     """
 
     scene: Scene
     window: tuple[int, int]
+    part: Part = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -119,29 +122,28 @@ def _tiles(
     left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
     columns = along(x1 - x0, window[0])
     with SceneReader(job.scene) as reader:
-        for row in along(y1 - y0, window[1]):
-            for column in columns:
-                raw, valid = reader.read(
-                    x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
-                )
-                if not valid.any():
-                    continue
-                found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
-                share = _valid_share(valid, row, column, found, job.scene, size)
-                keep = share >= min_valid - 1e-6
-                if not keep.any():
-                    continue
-                pixels = torch.from_numpy(radiometry.fill(raw, valid))
-                at = np.argwhere(keep)
-                yield StoredTile(
-                    job=number,
-                    pixels=pixels.pin_memory() if pinned else pixels,
-                    radiometry=radiometry,
-                    level=(row.level_length, column.level_length),
-                    corners=np.stack([row.offsets[at[:, 0]], column.offsets[at[:, 1]]], axis=1),
-                    boxes=found[keep.ravel()],
-                    valid=share.ravel().clip(0, 1)[keep.ravel()],
-                )
+        for row, column in share([(r, c) for r in along(y1 - y0, window[1]) for c in columns], job.part):
+            raw, valid = reader.read(
+                x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
+            )
+            if not valid.any():
+                continue
+            found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
+            inside = _valid_share(valid, row, column, found, job.scene, size)
+            keep = inside >= min_valid - 1e-6
+            if not keep.any():
+                continue
+            pixels = torch.from_numpy(radiometry.fill(raw, valid))
+            at = np.argwhere(keep)
+            yield StoredTile(
+                job=number,
+                pixels=pixels.pin_memory() if pinned else pixels,
+                radiometry=radiometry,
+                level=(row.level_length, column.level_length),
+                corners=np.stack([row.offsets[at[:, 0]], column.offsets[at[:, 1]]], axis=1),
+                boxes=found[keep.ravel()],
+                valid=inside.ravel().clip(0, 1)[keep.ravel()],
+            )
 
 
 def _valid_share(

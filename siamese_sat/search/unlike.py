@@ -16,7 +16,8 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod
+from siamese_sat.search.part import Part
 
 # Put before the name of a class for its negatives; no class name begins so.
 MARK = "\0unlike "
@@ -79,14 +80,26 @@ class Unlike:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """See `SearchMethod`."""
+        yield self.whole(Candidates.join(list(self.some(scene, thresholds, (0, 1)))), thresholds)
+
+    def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
+        """See `Divisible`; the negatives' places are among them."""
         least = {n: LEAST if n.startswith(MARK) else thresholds[n] for n in self.method.classes}
-        found = Candidates.join(list(self.method.candidates(scene, least)))
+        if isinstance(self.method, Divisible):
+            yield from self.method.some(scene, least, part)
+        elif part[0] == 0:
+            yield from self.method.candidates(scene, least)
+
+    def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        """See `Divisible`."""
+        parts = []
         for number, own in self.numbers.items():
             mine = found.classes == number
             scores = _lowered(found, mine, np.isin(found.classes, self.against.get(number, [])))
             keep = scores >= thresholds[self.method.classes[number]]
             where = np.flatnonzero(mine)[keep]
-            yield Candidates(found.boxes[where], found.regions[where], np.full(len(where), own), scores[keep])
+            parts.append(Candidates(found.boxes[where], found.regions[where], np.full(len(where), own), scores[keep]))
+        return Candidates.join(parts)
 
 
 def _lowered(found: Candidates, mine: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -15,6 +15,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.part import Part, share
 
 Boxes = npt.NDArray[np.float64]
 # How far from a window's middle, beyond what the grid leaves open, the thing's own may lie, of its longer side.
@@ -119,17 +120,25 @@ class Verified:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """See `SearchMethod`."""
+        yield from self.some(scene, thresholds, (0, 1))
+
+    def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        """See `Divisible`."""
+        return found
+
+    def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
+        """See `Divisible`; each place is looked at by one."""
         x0, y0, x1, y1 = scene.aoi
         places = self.places.get(scene.path)
-        for number, read in enumerate(self._read(scene)):
+        for number, read in share(list(enumerate(self._read(scene))), part):
             answer = places.answer[number] if places is not None else read
             # On the scene's own border nothing lies beyond.
             low = np.where(answer[:2] <= [x0, y0], -np.inf, answer[:2])
             high = np.where(answer[2:] >= [x1, y1], np.inf, answer[2:])
-            for part in self.method.candidates(scene.within(read.tolist()), thresholds):
-                centre = (part.boxes[:, :2] + part.boxes[:, 2:]) / 2
+            for found in self.method.candidates(scene.within(read.tolist()), thresholds):
+                centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
                 keep = ((centre >= low) & (centre <= high)).all(axis=1)
-                yield Candidates(part.boxes[keep], part.regions[keep], part.classes[keep], part.scores[keep])
+                yield Candidates(found.boxes[keep], found.regions[keep], found.classes[keep], found.scores[keep])
 
     def _read(self, scene: Scene) -> Boxes:
         places = self.places.get(scene.path)
