@@ -20,12 +20,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from siamese_sat.distributed import is_first
 from siamese_sat.errors import InputError
 from siamese_sat.sweep import report, run_job
 
 log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACK = "HYDRA_FULL_ERROR"
+# For a process that only trains along: no folder, no log and no word of its own, errors excepted.
+ALONG = ("hydra.output_subdir=null", "hydra.job_logging.root.handlers=[console]", "hydra.job_logging.root.level=ERROR")
 
 
 def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -43,6 +46,9 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
             wanted = os.environ.get(TRACEBACK) == "1"
             # hydra would print its own paragraph and leave; with this set it raises, and we see what happened.
             os.environ[TRACEBACK] = "1"
+            if config_name == "train" and not is_first():
+                placed = any(text.startswith("hydra.run.dir=") for text in sys.argv[1:])
+                sys.argv += [*ALONG, *([] if placed else ["hydra.run.dir=."])]
             with TemporaryDirectory() as folder:
                 notes = Path(folder)
 

@@ -26,6 +26,7 @@ from siamese_sat.data.chip import BACKGROUND, Chips
 from siamese_sat.data.datamodule import ChipDataModule
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.device import training_precision
+from siamese_sat.distributed import end_together, is_first
 from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import class_thresholds, fit_calibration, pair_similarity
 from siamese_sat.model.checkpoint import TrainedModel, add_to_checkpoint, load_model, read_checkpoint
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 # Whose background the checkpoint keeps: the stages and the size of things that template search has by default.
 BACKGROUND_STAGES, OBJECT_SIZE = ("layer2", "layer3"), 49.0
 BACKGROUND_SAMPLES = 96
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,17 @@ def train(cfg: DictConfig) -> TrainingResult:
     check_training(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     # Its tips and its inventory of accelerators are not ours to say; it sets its own level when imported.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # Both are what this product does on purpose: chips lie in memory, and epochs may be short.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*The number of training batches.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # between lightning and torch
+    for between in (".*LeafSpec.*", ".*functional.all_gather is deprecated.*"):  # lightning and torch
+        warnings.filterwarnings("ignore", between)
     folder = Path(cfg.paths.output_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); set paths.output_dir.") from error
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
@@ -89,7 +94,8 @@ def train(cfg: DictConfig) -> TrainingResult:
     data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
     data.setup()
     assert data.radiometry is not None
-    (folder / "radiometry.json").write_text(json.dumps(data.radiometry.to_dict(), indent=2), encoding="utf-8")
+    if is_first():
+        (folder / "radiometry.json").write_text(json.dumps(data.radiometry.to_dict(), indent=2), encoding="utf-8")
     module = build_module(cfg, data)
     for what in ("spec", "classes", "bands"):
         if resumed is not None and resumed[what] != module.carried[what]:
@@ -101,12 +107,14 @@ def train(cfg: DictConfig) -> TrainingResult:
     loggers = [instantiate(c) for c in cfg.logger.values() if c is not None]
     precision = training_precision(str(cfg.trainer.precision), cfg.trainer.accelerator)
     trainer: L.Trainer = instantiate(cfg.trainer, precision=precision, callbacks=callbacks, logger=loggers)
-    for logger in loggers:
+    for logger in loggers if is_first() else []:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     try:
         trainer.fit(module, datamodule=data, ckpt_path=cfg.ckpt_path, weights_only=True)
     except MisconfigurationException as error:
         raise InputError(f"{error} Check callbacks, logger and trainer.") from error
+    except Exception as error:
+        raise end_together(error, getattr(trainer.strategy.launcher, "procs", [])) from error
     return _finish(cfg, trainer, data, folder)
 
 
@@ -150,6 +158,7 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
     if keeper.best_model_score is not None:
         metrics["best"] = float(keeper.best_model_score)
     if trainer.is_global_zero:
+        (folder / METRICS).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         _complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
         _draw(folder, data, OmegaConf.select(cfg, "callbacks.finetune.warmup_epochs"))
         log.info("Best checkpoint: %s", best)

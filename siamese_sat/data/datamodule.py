@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ from siamese_sat.data.sampler import PKSampler
 from siamese_sat.data.scene import AlphaRule, Scene, open_scene
 from siamese_sat.data.source import list_scenes
 from siamese_sat.data.split import split_chips
+from siamese_sat.distributed import ranks
 from siamese_sat.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -197,9 +199,14 @@ class ChipDataModule(L.LightningDataModule):
         return DataLoader(self.train_chips, sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """All validation chips in order, 256 a batch."""
-        places = torch.arange(len(self.val_chips)).split(256)
-        return DataLoader(self.val_chips, sampler=[p.tolist() for p in places], batch_size=None)
+        """All validation chips in order, 256 a batch.
+
+        Of R processes rank r has the chips r, r + R, ...; all as many: where they do not come out even the last chip
+        stands for those that are missing, and whoever gathers them leaves it out again.
+        """
+        (rank, count), total = ranks(), len(self.val_chips)
+        mine = torch.arange(rank, math.ceil(total / count) * count, count).clamp(max=total - 1)
+        return DataLoader(self.val_chips, sampler=[p.tolist() for p in mine.split(256)], batch_size=None)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Normalises, and augments in training, on the device."""

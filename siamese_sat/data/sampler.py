@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
 
+from siamese_sat.distributed import ranks
 from siamese_sat.errors import InputError
 
 
@@ -62,9 +62,8 @@ class PKSampler(Sampler[list[int]]):
         self.members = {int(c): np.flatnonzero(numbers == c) for c in np.unique(numbers)}
         if len(self.members) < 2:
             raise InputError("A metric is learned between at least two classes, background counted; got one.")
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.num_replicas = num_replicas or (torch.distributed.get_world_size() if ready else 1)
-        self.rank = rank if rank is not None else (torch.distributed.get_rank() if ready else 0)
+        own, count = ranks()
+        self.num_replicas, self.rank = num_replicas or count, own if rank is None else rank
         self.p = min(classes_per_batch, len(self.members))
         self.k = chips_per_class
         self.background = background if background in self.members else None

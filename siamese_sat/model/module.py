@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.distributed import ranks
 from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.metrics import fixed_batch_means, retrieval
@@ -84,16 +85,42 @@ class MetricLearner(L.LightningModule):
         return value
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """``loss`` of one P x K batch, and its ``mean_cosine`` for whoever watches the steps."""
+        """``loss`` of one P x K batch, and its ``mean_cosine`` for whoever watches the steps.
+
+        Of several processes each embeds a batch of its own, and all take the loss of all embeddings together: chips
+        of all batches are mined, and what is logged is the same everywhere.
+        """
         chips, labels = batch
-        embeddings = self(chips)
+        embeddings, labels = self._of_all_ranks(self(chips), labels)
         loss = self.criterion(embeddings, labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
+        size = len(labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
         drawn = embeddings.detach()
         signs = {"mean_cosine": mean_cosine(drawn), **distances(drawn, labels, self.margin)}
         for name, value in signs.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=len(labels))
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
         return {"loss": loss, "mean_cosine": signs["mean_cosine"]}
+
+    def _of_all_ranks(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batches of all processes, ``[ranks * B, D]`` and ``[ranks * B]``, each in the order of the ranks.
+
+        Backward, an embedding's gradient is the sum of what all ranks' losses say of it: with R ranks, R times that of
+        one loss. DistributedDataParallel then takes the mean over the ranks, which makes it that of one process with
+        all batches. Parameters of the loss have the same gradient everywhere, and the mean leaves it.
+        """
+        if ranks()[1] == 1:
+            return embeddings, labels
+        return self.all_gather(embeddings, sync_grads=True).flatten(0, 1), self.all_gather(labels).flatten(0, 1)
+
+    def _validated(self) -> tuple[Tensor, Tensor]:
+        """Embeddings and labels of all validation chips in their order; of several processes each has every R-th."""
+        embeddings, labels = (torch.cat(parts) for parts in zip(*self._val, strict=True))
+        self._val.clear()
+        if ranks()[1] == 1:
+            return embeddings, labels
+        total = len(self.trainer.val_dataloaders.dataset)  # beyond it the last chip is repeated
+        every = (self.all_gather(part).transpose(0, 1).flatten(0, 1)[:total] for part in (embeddings, labels))
+        return next(every), next(every)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collects embeddings; all metrics are of the whole set."""
@@ -106,8 +133,7 @@ class MetricLearner(L.LightningModule):
         Of trained classes: loss and the signs of `distances` over fixed batches, mean_cosine, those of `retrieval`.
         Of held-out classes, whose numbers follow those of the trained ones: `novel_retrieval`.
         """
-        embeddings, labels = (torch.cat(parts) for parts in zip(*self._val, strict=True))
-        self._val.clear()
+        embeddings, labels = self._validated()
         known = len(self.carried["classes"])
         trained = embeddings[labels < known], labels[labels < known]
         found = {
