@@ -26,7 +26,7 @@ from siamese_sat.sweep import report, run_job
 
 log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
-TRACEBACK = "HYDRA_FULL_ERROR"
+TRACEBACK, SENTENCES = "HYDRA_FULL_ERROR", "SIAMESE_SAT_SENTENCES"
 # For a process that only trains along: no folder, no log and no word of its own, errors excepted.
 ALONG = ("hydra.output_subdir=null", "hydra.job_logging.root.handlers=[console]", "hydra.job_logging.root.level=ERROR")
 
@@ -43,9 +43,11 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def main() -> None:
-            wanted = os.environ.get(TRACEBACK) == "1"
+            wanted = os.environ.get(TRACEBACK) == "1" and SENTENCES not in os.environ
             # hydra would print its own paragraph and leave; with this set it raises, and we see what happened.
             os.environ[TRACEBACK] = "1"
+            if not wanted:  # the processes that this one starts are not to take that for the user's wish
+                os.environ[SENTENCES] = "1"
             if config_name == "train" and not is_first():
                 placed = any(text.startswith("hydra.run.dir=") for text in sys.argv[1:])
                 sys.argv += [*ALONG, *([] if placed else ["hydra.run.dir=."])]

@@ -12,8 +12,8 @@ import lightning as L
 import pandas as pd
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning.pytorch.strategies import DDPStrategy
-from omegaconf import OmegaConf
 from pytorch_metric_learning.losses import ProxyAnchorLoss, SupConLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import BatchHardMiner
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
 from siamese_sat.data.datamodule import ChipDataModule
-from siamese_sat.distributed import end_together, is_first, quoted, ranks, starts_processes
-from siamese_sat.errors import InputError
+from siamese_sat.distributed import ranks
 from siamese_sat.model.checkpoint import load_model
+from siamese_sat.model.metrics import retrieval
 from siamese_sat.model.module import MetricLearner
-from tests.model.conftest import RADIOMETRY, ROOT, config, make_labelled, tiny_embedder
+from siamese_sat.model.signs import mean_cosine
+from siamese_sat.training import embed_chips
+from tests.model.conftest import RADIOMETRY, ROOT, config, make_labelled, settings, tiny_embedder
 
 BATCH, STEPS = 12, 1
 
@@ -100,3 +102,101 @@ def test_two_processes_learn_as_one_with_both_batches(name: str, tmp_path: Path)
     assert ("loss.proxies" in learned) == (name == "proxy_anchor")
     for key in one:
         torch.testing.assert_close(two[key] - before[key], one[key] - before[key], atol=1e-6, rtol=1e-3, msg=key)
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {root!r})
+import tests.model.conftest  # knows a small network
+import train
+from siamese_sat.errors import InputError
+from siamese_sat.model.collapse import CollapseWatch
+
+class Fails(CollapseWatch):
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1 and trainer.global_rank == self.rank:
+            raise InputError(f"rank {{self.rank}} has no more memory.")
+
+if __name__ == "__main__":
+    sys.modules["driver"] = sys.modules["__main__"]
+    train.main()
+"""
+
+
+def drive(place: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = place / "driver.py"
+    script.write_text(DRIVER.format(root=str(ROOT)))
+    kept = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, str(script), *overrides], cwd=place, capture_output=True, text=True,
+        env={**kept, "OMP_NUM_THREADS": "1", **environment}, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_labelled(tmp_path_factory.mktemp("distributed") / "scenes")
+
+
+def tiny(scenes: Path, *more: str) -> list[str]:
+    """Settings of two processes; paths.output_dir is left to hydra."""
+    with_out = settings(scenes, Path("unused"), scenes.parent / "cache", "trainer=ddp_cpu", "loss=supcon", *more)
+    return [s for s in with_out if s != "trainer=cpu" and not s.startswith("paths.output_dir")]
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_leaves_one_folder(scenes: Path, tmp_path: Path) -> None:
+    done = drive(
+        tmp_path,
+        *tiny(
+            scenes,
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "train").iterdir()
+    assert {p.name for p in tmp_path.iterdir()} == {"driver.py", "outputs"}
+    found = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    assert [name for name in found if not name.startswith("tensorboard/events")] == [
+        ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "chips.png", "csv/hparams.yaml", "csv/metrics.csv", "curves.png", "metrics.json",
+        "radiometry.json", "similarity.png", "tensorboard/hparams.yaml", "train.log",
+    ]  # fmt: skip
+    assert len(list(folder.glob("tensorboard/events*"))) == 1
+    said = (folder / "train.log").read_text()
+    for once in ("Radiometry of", "phase 1", "phase 2", "Calibration:", "Best checkpoint"):
+        assert done.stdout.count(once) == said.count(once) == 1, once
+    model = load_model(folder / "checkpoints" / "best.ckpt")
+    assert model.calibration.kind == "logistic"
+    assert len(model.prototypes) == 3
+    log = pd.read_csv(folder / "csv" / "metrics.csv")
+    assert len(log["train/loss"].dropna()) == len(log["val/loss"].dropna()) == 4
+    assert int(log["step"].max()) == 4 * 2 - 1, "three batches an epoch, rounded up to two of each process"
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert figures["best"] == pytest.approx(log["val/loss"].min(), abs=1e-5)
+
+    # Validation was of all chips, each once, an odd number of them in two shares.
+    cfg = config(scenes, tmp_path)
+    data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
+    data.setup()
+    chips = data.val_chips
+    assert len(chips) % 2 == 1
+    last = load_model(folder / "checkpoints" / "last.ckpt")
+    embeddings = embed_chips(last.embedder, chips, last.radiometry, torch.device("cpu"))
+    expected = {**retrieval(embeddings, chips.labels), "mean_cosine": float(mean_cosine(embeddings))}
+    for name, value in expected.items():
+        assert log[f"val/{name}"].dropna().iloc[-1] == pytest.approx(value, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_fails_ends_them_all(rank: int, scenes: Path, tmp_path: Path) -> None:
+    watch = [f"+callbacks.fails={{_target_:driver.Fails,rank:{rank}}}", "callbacks.early_stopping=null"]
+    done = drive(tmp_path, *tiny(scenes, *watch))
+    assert done.returncode != 0
+    assert f"error: rank {rank} has no more memory." in done.stderr.splitlines()
+    if rank == 1:  # the first process says what it lost, or is ended before it can
+        assert done.returncode == -9 or "Another process of this training failed" in done.stderr
