@@ -36,6 +36,7 @@ from siamese_sat.search.index.schema import Entry, entries_of
 from siamese_sat.search.index.setup import Setup
 from siamese_sat.search.index.store import Probe, Store
 from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.run import Workers
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.searching import unreadable
 from siamese_sat.shown import read_shown
@@ -66,7 +67,13 @@ class Means:
 
 
 def answer(
-    cfg: DictConfig, folder: Path, store: Store, means: Means, paths: Sequence[str] | None, failed: Mapping[str, str]
+    cfg: DictConfig,
+    folder: Path,
+    store: Store,
+    means: Means,
+    paths: Sequence[str] | None,
+    failed: Mapping[str, str],
+    workers: Workers | None = None,
 ) -> SearchResult:
     """Asks an index for what the exemplars show.
 
@@ -77,6 +84,7 @@ def answer(
         means: to see the exemplars as the index saw the scenes.
         paths: these scenes only; None for all.
         failed: scenes that could not be indexed, with the reason.
+        workers: that share the scenes, or None.
 
     Raises:
         InputError: a setting, an exemplar or all scenes cannot be used.
@@ -109,7 +117,7 @@ def answer(
     method = Verified(Unlike(inner, disliked) if disliked else inner, places)
     method.prepare(model, means.engine, liked, means.radiometry, _background(scenes))
     cfg = _without_pictures_of_lost(cfg, scenes)
-    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds)
+    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers)
 
 
 def answer_places(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from siamese_sat.search.index.entry import scene_path
 from siamese_sat.search.index.recipe import Recipe
 from siamese_sat.search.index.setup import Setup, draft, encoder_of, known_radiometry, new_index
 from siamese_sat.search.index.store import Store
+from siamese_sat.search.run import Workers
 from siamese_sat.searching import find_bands, make_engine, plain, radiometry_rule, unreadable, untrained
 
 log = logging.getLogger(__name__)
@@ -33,12 +35,13 @@ log = logging.getLogger(__name__)
 LOOKED_AT = 64
 
 
-def ask_archive(cfg: DictConfig, folder: Path) -> SearchResult:
+def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -> SearchResult:
     """Does what ``mode`` says with the index at ``index``.
 
     Args:
         cfg: as ``conf/search.yaml`` composes it.
         folder: for what is written.
+        workers: that share the scenes, or None.
 
     Raises:
         InputError: a setting, the index, the checkpoint or the exemplars cannot be used.
@@ -60,12 +63,12 @@ def ask_archive(cfg: DictConfig, folder: Path) -> SearchResult:
     means = _prepared(cfg, store, paths)
     failed: dict[str, str] = {}
     if paths is not None:
-        built = _filled(cfg, store, paths, means)
+        built = _filled(cfg, store, paths, means, workers)
         failed = built.failed
     source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     if cfg.mode == "index" or not (source.given or cfg.feedback.detections or means.model.prototypes):
         return nothing_found(folder, failed)
-    return answer(cfg, folder, store, means, paths, failed)
+    return answer(cfg, folder, store, means, paths, failed, workers)
 
 
 def _prepared(cfg: DictConfig, store: Store, paths: Sequence[str] | None) -> Means:
@@ -119,14 +122,14 @@ def _some(paths: Sequence[str], bands: Sequence[int], alpha: Any) -> list[Scene]
     return list(found.values())
 
 
-def _filled(cfg: DictConfig, store: Store, paths: Sequence[str], means: Means) -> Built:
+def _filled(cfg: DictConfig, store: Store, paths: Sequence[str], means: Means, workers: Workers | None) -> Built:
     if not outdated(store, paths):
         return Built(kept=len(paths))  # nothing to write: others may, meanwhile
     bands = list(means.setup.recipe.bands)
     with store.writing():
         built = build(
-            store, paths, lambda path: open_scene(path, bands, cfg.alpha), means.setup.encoder, means.radiometry,
-            int(cfg.indexing.exact_below),
+            store, paths, partial(open_scene, bands=bands, alpha=cfg.alpha), means.setup.encoder, means.radiometry,
+            int(cfg.indexing.exact_below), workers,
         )  # fmt: skip
     for path, reason in built.failed.items():
         log.error("Not indexed: %s (%s)", path, reason)

@@ -22,7 +22,7 @@ from siamese_sat.report.results import Results, write_results
 from siamese_sat.report.table import class_table
 from siamese_sat.search.detect import best_first, check_threshold
 from siamese_sat.search.method import SearchMethod
-from siamese_sat.search.run import search_scenes
+from siamese_sat.search.run import Workers, search_scenes
 from siamese_sat.truth import evaluate_search, read_truth
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def conclude(
     failed: Mapping[str, str],
     bands: Sequence[str],
     known: Mapping[str, float] | None = None,
+    workers: Workers | None = None,
 ) -> SearchResult:
     """Searches the scenes and writes what is found.
 
@@ -71,6 +72,7 @@ def conclude(
         failed: scenes that have failed already, with the reason.
         bands: names of the scenes' bands, by which they are shown.
         known: a training's thresholds by class.
+        workers: that share the scenes; None searches here.
 
     Raises:
         InputError: thresholds, truth or a file cannot be used.
@@ -83,7 +85,7 @@ def conclude(
     everything = cfg.truth is not None or best is not None
     least = dict.fromkeys(thresholds, 0.0) if everything else thresholds
     labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
-    found = search_scenes(scenes, method, least, cfg.search.nms_iou)
+    found = search_scenes(scenes, method, least, cfg.search.nms_iou, workers)
     ranked, failed = found.detections, {**failed, **found.failed}
     if best is not None:
         detections = ranked[ranked.groupby("class_name").cumcount() < best].reset_index(drop=True)

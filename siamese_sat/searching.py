@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.outcome import SearchResult, conclude
+from siamese_sat.scaleout.choose import open_pool
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.index.lance import lancedb_module
 from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.run import Workers
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.settings import check_search
 from siamese_sat.shown import read_shown
@@ -52,11 +55,17 @@ def search(cfg: DictConfig) -> SearchResult:
     folder.mkdir(parents=True, exist_ok=True)
     if cfg.radiometry not in ("model", "per_scene"):
         raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
-    if cfg.index is not None:
-        lancedb_module()  # says what to install
-        from siamese_sat.archive import ask_archive  # it is made of what stands here
+    with open_pool(cfg.engine, str(cfg.search.device)) as pool:
+        workers = Workers(pool, float(cfg.engine.split_mpx)) if pool is not None else None
+        if cfg.index is not None:
+            lancedb_module()  # says what to install
+            from siamese_sat.archive import ask_archive  # it is made of what stands here
 
-        return ask_archive(cfg, folder)
+            return ask_archive(cfg, folder, workers)
+        return _search_scenes(cfg, folder, workers)
+
+
+def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> SearchResult:
     model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
     bands = find_bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
@@ -81,7 +90,7 @@ def search(cfg: DictConfig) -> SearchResult:
     if negatives:
         method = Unlike(method, negatives)
     method.prepare(model, engine, exemplars, radiometry_rule(cfg.radiometry, model), list(scenes.values()))
-    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds)
+    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers)
 
 
 def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], Scene]:
@@ -191,16 +200,32 @@ def _open_all(cfg: DictConfig, bands: Sequence[int]) -> tuple[dict[str, Scene], 
 
 def radiometry_rule(rule: str, model: TrainedModel) -> RadiometryOf:
     """How scenes are normalised, by ``radiometry``: all by the model's statistics, or each by its own."""
-    if rule == "model":
-        return lambda scene: model.radiometry
-    known: dict[str, Radiometry] = {}
+    return OneForAll(model.radiometry) if rule == "model" else PerScene(model.radiometry.names)
 
-    def per_scene(scene: Scene) -> Radiometry:
-        if scene.path not in known:
-            known[scene.path] = estimate([scene], model.radiometry.names, max_blocks=64, quiet=True)
-        return known[scene.path]
 
-    return per_scene
+@dataclass(frozen=True)
+class OneForAll:
+    """The same radiometry for every scene; unlike a lambda it can be sent to other processes."""
+
+    radiometry: Radiometry
+
+    def __call__(self, scene: Scene) -> Radiometry:
+        """That of all."""
+        return self.radiometry
+
+
+@dataclass(frozen=True)
+class PerScene:
+    """Each scene's own radiometry, estimated when it is first asked for."""
+
+    names: Sequence[str]
+    known: dict[str, Radiometry] = field(default_factory=dict)
+
+    def __call__(self, scene: Scene) -> Radiometry:
+        """That of the scene."""
+        if scene.path not in self.known:
+            self.known[scene.path] = estimate([scene], self.names, max_blocks=64, quiet=True)
+        return self.known[scene.path]
 
 
 def _warn_of_strange_scenes(scenes: Mapping[str, Scene], radiometry: Radiometry) -> None:

@@ -64,6 +64,7 @@ SEARCH_WHOLE = {
     "output.overlays": 0,
     "output.verdicts": 0,
     "output.ranking": 1,
+    "engine.workers": 1,
     "indexing.stride": 1,
     "indexing.dimensions": 2,
     "indexing.exact_below": 0,
@@ -84,8 +85,12 @@ SEARCH_REAL = {
     "indexing.shrinkage": (0, 1),
     "query.least": (-1, 1),
     "query.margin": (0, 10),
+    "engine.cpus": (0.01, 1e4),
+    "engine.gpus": (0, 64),
+    "engine.split_mpx": (0.01, 1e9),
 }
 SEARCH_CHOICES = {
+    "engine.name": ("local", "ray"),
     "mode": ("search", "index", "info", "remove", "export", "import"),
     "indexing.vectors": ("features", "embedding"),
     "indexing.stage": ("layer1", "layer2", "layer3"),

@@ -17,11 +17,13 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
+from siamese_sat.search.index.embed import Embed, Head, readings
 from siamese_sat.search.index.encoder import Encoded, Encoder
-from siamese_sat.search.index.entry import Signature, degrees, scene_date, scene_path, signature, to_json
+from siamese_sat.search.index.entry import Signature, degrees, scene_path, signature, to_json
 from siamese_sat.search.index.schema import MAP, Entry, entries_of, scene_schema, window_schema
 from siamese_sat.search.index.store import EXACT_BELOW, Store
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.run import Workers
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ def build(
     encoder: Encoder,
     radiometry_of: RadiometryOf,
     exact_below: int = EXACT_BELOW,
+    workers: Workers | None = None,
 ) -> Built:
     """Embeds the scenes that are not in the index, each once; may be stopped and begun again at any moment.
 
@@ -83,6 +86,7 @@ def build(
         encoder: as the index was made with.
         radiometry_of: normalises a scene.
         exact_below: see `Store.finish`.
+        workers: that share the scenes; None reads them here. Only this process writes, scenes in their order.
 
     Returns:
         What became of them; a scene that cannot be read is reported there.
@@ -95,11 +99,12 @@ def build(
     filler = _Filler(store, max((row.scene for row in known.values()), default=0))
     with progress() as bar:
         task = bar.add_task("Indexing", total=len(todo), unit="scenes")
-        for path in todo:
+        embed = Embed(open_scene, encoder, radiometry_of)
+        for path, reading in zip(todo, readings(todo, embed, workers), strict=True):
             try:
-                scene = open_scene(path)
-                filler.begin(scene, path, known.get(path))
-                for part in encoder.scene(scene, radiometry_of(scene)):
+                head, parts = reading()
+                filler.begin(head, known.get(path))
+                for part in parts:
                     filler.add(part)
                 built.windows += filler.end()
             except InputError as error:
@@ -109,7 +114,7 @@ def build(
             finally:
                 bar.advance(task)
             (built.changed if path in known else built.added).append(path)
-            built.megapixels += scene.megapixels
+            built.megapixels += head.scene.megapixels
     filler.flush()
     if todo or store.indexed() < store.count():
         done = store.finish(exact_below)
@@ -124,16 +129,15 @@ class _Filler:
     def __init__(self, store: Store, last: int) -> None:
         self.store, self.number = store, last
         self.rows: list[pa.Table] = []
-        self.held, self.since = 0, time.monotonic()
+        self.held, self.since, self.begun = 0, time.monotonic(), False
         self.entries: list[dict[str, Any]] = []
         self.replaced: list[int] = []
         self.unfinished: list[int] = []
 
-    def begin(self, scene: Scene, path: str, former: Entry | None) -> None:
+    def begin(self, head: Head, former: Entry | None) -> None:
         self.number += 1
-        self.scene, self.path, self.former, self.count = scene, path, former, 0
-        # Before the pixels are read: a file that is written to meanwhile is seen as changed the next time.
-        self.signature, self.date = signature(path), scene_date(path)
+        self.scene, self.path, self.former, self.count = head.scene, head.path, former, 0
+        self.signature, self.date, self.begun = head.signature, head.date, True
 
     def add(self, part: Encoded) -> None:
         rows = window_rows(part, self.number, self.scene, self.date)
@@ -154,6 +158,7 @@ class _Filler:
                 **{k: None if np.isnan(v) else float(v) for k, v in zip(MAP, bounds, strict=True)},
             }
         )  # fmt: skip
+        self.begun = False
         if self.former is not None:
             self.replaced.append(self.former.scene)
         if self.held >= ROWS or time.monotonic() - self.since > PATIENCE:
@@ -162,6 +167,9 @@ class _Filler:
 
     def give_up(self) -> None:
         """The scene at hand is left out; what of it has been written goes when the others are entered."""
+        if not self.begun:
+            return  # the number is still that of the scene before
+        self.begun = False
         self.rows = [r for r in self.rows if len(r) and r["scene"][0].as_py() != self.number]
         self.held = sum(map(len, self.rows))
         self.unfinished.append(self.number)
