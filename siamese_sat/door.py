@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import hydra
@@ -28,7 +27,12 @@ log = logging.getLogger(__name__)
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 TRACEBACK, SENTENCES = "HYDRA_FULL_ERROR", "SIAMESE_SAT_SENTENCES"
 # For a process that only trains along: no folder, no log and no word of its own, errors excepted.
-ALONG = ("hydra.output_subdir=null", "hydra.job_logging.root.handlers=[console]", "hydra.job_logging.root.level=ERROR")
+ALONG = (
+    "hydra.output_subdir=null",
+    "hydra.job_logging.root.handlers=[console]",
+    "hydra.job_logging.root.level=ERROR",
+    "+hydra.job_logging.handlers.file.delay=true",
+)
 
 
 def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -51,31 +55,33 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
             if config_name == "train" and not is_first():
                 placed = any(text.startswith("hydra.run.dir=") for text in sys.argv[1:])
                 sys.argv += [*ALONG, *([] if placed else ["hydra.run.dir=."])]
-            with TemporaryDirectory() as folder:
-                notes = Path(folder)
 
-                # Launchers send this to processes of their own: all it knows must be plain.
-                @functools.wraps(task)
-                def job(cfg: DictConfig) -> Any:  # noqa: ANN401 - hydra hands on whatever the task returns
-                    if HydraConfig.get().mode != RunMode.RUN:
-                        return run_job(lambda: task(cfg), notes, _nothing if wanted else explain)
-                    try:
-                        return task(cfg)
-                    except Exception as error:
-                        if wanted:
-                            raise
-                        _leave(error)
-
+            # Launchers send this to processes of their own: all it knows must be plain.
+            @functools.wraps(task)
+            def job(cfg: DictConfig) -> Any:  # noqa: ANN401 - hydra hands on whatever the task returns
+                if HydraConfig.get().mode != RunMode.RUN:
+                    return run_job(lambda: task(cfg), _nothing if wanted else explain)
                 try:
-                    hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+                    return task(cfg)
                 except Exception as error:
                     if wanted:
                         raise
                     _leave(error)
-                except KeyboardInterrupt:
-                    print("Stopped.", file=sys.stderr)
-                    sys.exit(130)
-                status = report(notes)
+
+            status = 0
+            try:
+                hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+            except Exception as error:
+                if wanted:
+                    raise
+                if not _killed(error):
+                    _leave(error)
+                print("error: a job's process was killed, most often for want of memory.", file=sys.stderr)
+                status = 1
+            except KeyboardInterrupt:
+                print("Stopped.", file=sys.stderr)
+                sys.exit(130)
+            status = max(status, report())
             if status:
                 sys.exit(status)
 
@@ -86,6 +92,11 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
 
 def _nothing(error: BaseException) -> None:
     """Explains nothing, so that every error keeps its traceback."""
+
+
+def _killed(error: Exception) -> bool:
+    """Whether a launcher lost a job's process: joblib and submitit have errors of their own for that."""
+    return type(error).__name__ in ("TerminatedWorkerError", "UncompletedJobError")
 
 
 def _leave(error: Exception) -> NoReturn:

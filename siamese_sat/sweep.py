@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,22 @@ class Job:
     reason: str = ""
 
 
-def run_job(task: Callable[[], Any], notes: Path, explain: Callable[[BaseException], str | None]) -> Any:  # noqa: ANN401
+class Notes(Callback):
+    """Makes room for the notes of a sweep's jobs in its own folder, which machines of a cluster have in common.
+
+    Attributes:
+        folder: of the sweep that this process runs, None where it runs none.
+    """
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ANN401 - as hydra has it
+        """Empties the folder: notes of an earlier sweep into the same place are not this one's."""
+        Notes.folder = Path(config.hydra.sweep.dir).absolute() / ".jobs"
+        shutil.rmtree(Notes.folder, ignore_errors=True)
+
+
+def run_job(task: Callable[[], Any], explain: Callable[[BaseException], str | None]) -> Any:  # noqa: ANN401
     """Runs one job of a sweep to its end, good or bad, and writes a note of how it went.
 
     Hydra's basic launcher stops at a job that leaves with an exit status, and its sweeper at the first result that
@@ -41,7 +59,6 @@ def run_job(task: Callable[[], Any], notes: Path, explain: Callable[[BaseExcepti
 
     Args:
         task: the job.
-        notes: folder for the notes of all jobs.
         explain: the sentence for an error of the user's making, None for a fault of the program's own, which is
             logged with its traceback.
 
@@ -65,20 +82,22 @@ def run_job(task: Callable[[], Any], notes: Path, explain: Callable[[BaseExcepti
         sentence = explain(error)
         log.error(sentence or "This job failed.", exc_info=sentence is None)
         job = Job(job.number, job.settings, 1, sentence or f"{type(error).__name__}: {error}")
+    notes = Path(hydra.runtime.cwd) / hydra.sweep.dir / ".jobs"
+    notes.mkdir(parents=True, exist_ok=True)
     (notes / f"{job.number}.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
     return result
 
 
-def report(notes: Path) -> int:
+def report() -> int:
     """Says on standard error which jobs failed, one line each, named by the settings that not all jobs share.
 
-    Args:
-        notes: folder that the jobs wrote their notes to.
-
     Returns:
-        The exit status of all together: 1 where a job ended in an error, else the highest of theirs.
+        The exit status of all together: 1 where a job ended in an error, else the highest of theirs; 0 where this
+        process ran no sweep.
     """
-    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in notes.glob("*.json")]
+    if Notes.folder is None:
+        return 0
+    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in Notes.folder.glob("*.json")]
     failed = sorted((job for job in jobs if job.status), key=lambda job: job.number)
     if not failed:
         return 0

@@ -39,13 +39,14 @@ def sweep(place: Path, seeds: str, *more: str, **environment: str) -> subprocess
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_jobs_of_a_sweep_run_whatever_becomes_of_others(launcher: str, tmp_path: Path) -> None:
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    if launcher != "basic":
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
     done = sweep(tmp_path, "1,2,3,4", f"hydra/launcher={launcher}", "data.val_fraction=0.5")
     assert done.returncode == 1, done.stderr
-    assert "job of seed 4 ran" in done.stdout
+    out = done.stdout + "".join(p.read_text() for p in (tmp_path / "sweep").glob(".submitit/*/*log.*"))
+    assert "job of seed 4 ran" in out
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said == [
         "error: job 0 (seed=1): seed=1 is unlucky; take another.",
@@ -54,7 +55,7 @@ def test_jobs_of_a_sweep_run_whatever_becomes_of_others(launcher: str, tmp_path:
     ]
     assert "3 of 4 jobs did not end well" in done.stderr
     # A traceback for the fault of the program's own, and no other; each in its own job's log too.
-    assert (done.stdout + done.stderr).count("Traceback") == 1
+    assert (out + done.stderr).count("Traceback") == 1
     logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/*.log"))]
     assert "unlucky" in logs[0]
     assert "ZeroDivisionError" in logs[2]

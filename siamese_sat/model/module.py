@@ -110,7 +110,7 @@ class MetricLearner(L.LightningModule):
         """
         if ranks()[1] == 1:
             return embeddings, labels
-        return self.all_gather(embeddings, sync_grads=True).flatten(0, 1), self.all_gather(labels).flatten(0, 1)
+        return self._gathered(embeddings, sync_grads=True).flatten(0, 1), self._gathered(labels).flatten(0, 1)
 
     def _validated(self) -> tuple[Tensor, Tensor]:
         """Embeddings and labels of all validation chips in their order; of several processes each has every R-th."""
@@ -118,9 +118,17 @@ class MetricLearner(L.LightningModule):
         self._val.clear()
         if ranks()[1] == 1:
             return embeddings, labels
-        total = len(self.trainer.val_dataloaders.dataset)  # beyond it the last chip is repeated
-        every = (self.all_gather(part).transpose(0, 1).flatten(0, 1)[:total] for part in (embeddings, labels))
-        return next(every), next(every)
+        loader = self.trainer.val_dataloaders
+        assert loader is not None
+        total = len(loader.dataset)  # beyond it the last chip is repeated
+        whole = [self._gathered(part).transpose(0, 1).flatten(0, 1)[:total] for part in (embeddings, labels)]
+        return whole[0], whole[1]
+
+    def _gathered(self, part: Tensor, sync_grads: bool = False) -> Tensor:
+        """``[ranks, *]`` of what every rank has."""
+        found = self.all_gather(part, sync_grads=sync_grads)
+        assert isinstance(found, Tensor)
+        return found
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Collects embeddings; all metrics are of the whole set."""
