@@ -56,11 +56,13 @@ class TrainingResult:
         checkpoint: the best one, with calibration, thresholds and prototypes.
         folder: everything else the run wrote.
         metrics: the last validation's, and the best value of the monitored one as ``best``.
+        pruned: whether a search for settings ended it early; its checkpoint is then only what training had by then.
     """
 
     checkpoint: Path
     folder: Path
     metrics: Mapping[str, float]
+    pruned: bool = False
 
 
 def train(cfg: DictConfig) -> TrainingResult:
@@ -157,13 +159,16 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
     if keeper.best_model_score is not None:
         metrics["best"] = float(keeper.best_model_score)
+    pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        (folder / METRICS).write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        told = {**metrics, "pruned": True} if pruned else metrics
+        (folder / METRICS).write_text(json.dumps(told, indent=2), encoding="utf-8")
+    if trainer.is_global_zero and not pruned:
         _complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
         _draw(folder, data, OmegaConf.select(cfg, "callbacks.finetune.warmup_epochs"))
         log.info("Best checkpoint: %s", best)
         log.info("Curves, chips and similarities: %s", folder)
-    return TrainingResult(best, folder, metrics)
+    return TrainingResult(best, folder, metrics, pruned)
 
 
 def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device, folder: Path, seed: int) -> None:

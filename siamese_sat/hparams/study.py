@@ -1,0 +1,170 @@
+"""Where the trials of a search are kept, which of them count, and which must be done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from siamese_sat.errors import InputError
+
+if TYPE_CHECKING:
+    import optuna
+
+Direction = Literal["minimize", "maximize"]
+# By it a process of a trial finds the study: an address may hold a password, and settings are written to files.
+STORAGE = "SIAMESE_SAT_STUDY"
+HEARTBEAT, GRACE = 30, 120  # seconds
+
+
+def need_optuna() -> None:
+    """Raises where it is not installed.
+
+    Raises:
+        InputError: Optuna is missing.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError('hparams_search=optuna needs Optuna: pip install "siamese-sat[hpo]".') from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Ours, one line a trial; Optuna's would add a traceback to each that failed.
+    optuna.logging.disable_default_handler()
+    optuna.logging.disable_propagation()
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def storage_url(given: str | None, folder: Path) -> str:
+    """The URL of the storage: the one given, else of a file in the folder."""
+    return given or f"sqlite:///{folder.absolute() / 'study.db'}"
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """The storage behind a URL; a trial that runs gives a sign of life every half minute.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    import optuna
+
+    waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+    except Exception as error:  # SQLAlchemy, its drivers and Alembic raise many kinds
+        lines = str(error).splitlines()
+        shown = url if "@" not in url else url.split("@", 1)[-1]  # what stands before it may be a password
+        raise InputError(
+            f"hparams_search.storage: {shown} cannot be opened ({lines[0] if lines else type(error).__name__}); "
+            "give sqlite:///<file>, or the URL of a database whose driver is installed."
+        ) from error
+
+
+def open_study(cfg: DictConfig, url: str, space: Mapping[str, Any], metric: str, direction: Direction) -> optuna.Study:
+    """The study of these settings, made where there is none yet.
+
+    Args:
+        cfg: ``hparams_search``.
+        url: of the storage.
+        space: as given.
+        metric: that is optimised.
+        direction: ``minimize`` or ``maximize``.
+
+    Raises:
+        InputError: the storage cannot be opened, or a study of this name looks for something else.
+    """
+    import optuna
+
+    storage = open_storage(url)
+    study = optuna.create_study(
+        storage=storage, study_name=str(cfg.study), direction=direction, load_if_exists=True,
+        pruner=instantiate(cfg.pruner) if cfg.pruner is not None else optuna.pruners.NopPruner(),
+    )  # fmt: skip
+    wanted = {"metric": metric, "direction": direction, "space": dict(space)}
+    told = json.dumps(wanted, sort_keys=True)
+    before = study.user_attrs.get("wanted")
+    if before is None:
+        study.set_user_attr("wanted", told)
+    elif before != told:
+        old = json.loads(before)
+        what = next(name for name in wanted if old[name] != wanted[name])
+        raise InputError(
+            f"hparams_search.study={cfg.study} was begun with another {what} ({old[what]}); give the same as then, "
+            f"or another name or output folder."
+        )
+    return study
+
+
+def sampler(cfg: DictConfig, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of the trial of that number.
+
+    A sampler seeded alike at every start would draw again, in a study that is taken up, what its first trials had.
+
+    Args:
+        cfg: ``hparams_search``.
+        number: of the trial; as many as there are, for the one that comes next.
+    """
+    own = OmegaConf.to_container(cfg.sampler, resolve=True)
+    assert isinstance(own, dict)
+    if own.get("seed") is not None:
+        own["seed"] = int(np.random.SeedSequence([int(own["seed"]), number]).generate_state(1)[0])
+    made: optuna.samplers.BaseSampler = instantiate(own)
+    return made
+
+
+def claim(trial: optuna.Trial) -> None:
+    """Notes which process runs a trial."""
+    trial.set_user_attr("host", socket.gethostname())
+    trial.set_user_attr("pid", os.getpid())
+
+
+def revive(study: optuna.Study) -> int:
+    """Gives trials that ended without a word, by a kill or a fault of the machine, back to be done anew.
+
+    Of this machine: those whose process is gone. Of others: those that gave no sign of life for two minutes. They stay
+    in the study as failed, and their settings wait for the next free process.
+
+    Returns:
+        How many.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        attributes = trial.user_attrs
+        if attributes.get("host") == socket.gethostname() and not _alive(attributes["pid"]):
+            study.tell(trial.number, state=TrialState.FAIL)
+    optuna.storages.fail_stale_trials(study)
+    trials = study.get_trials(deepcopy=False)
+    again = {t.user_attrs.get("again") for t in trials}
+    lost = [t for t in trials if t.state == TrialState.FAIL and "error" not in t.user_attrs and t.number not in again]
+    for trial in lost:
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+    return len(lost)
+
+
+def counted(study: optuna.Study) -> int:
+    """Trials that are done or being done: complete, pruned, failed for a reason, or running somewhere."""
+    from optuna.trial import TrialState
+
+    done = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+    return sum(t.state in done or "error" in t.user_attrs for t in study.get_trials(deepcopy=False))
+
+
+def _alive(pid: Any) -> bool:  # noqa: ANN401 - read from a database
+    if int(pid) == os.getpid():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
