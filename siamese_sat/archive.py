@@ -18,7 +18,6 @@ from siamese_sat.data.scene import Scene, open_scene
 from siamese_sat.data.source import list_scenes
 from siamese_sat.errors import InputError
 from siamese_sat.holdings import exchange, remove, show
-from siamese_sat.model.checkpoint import load_model
 from siamese_sat.outcome import SearchResult, nothing_found
 from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.index.build import Built, build, outdated
@@ -27,7 +26,7 @@ from siamese_sat.search.index.recipe import Recipe
 from siamese_sat.search.index.setup import Setup, draft, encoder_of, known_radiometry, new_index
 from siamese_sat.search.index.store import Store
 from siamese_sat.search.run import Workers
-from siamese_sat.searching import find_bands, make_engine, plain, radiometry_rule, unreadable, untrained
+from siamese_sat.searching import find_bands, make_engine, plain, radiometry_rule, trained, unreadable, untrained
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def _prepared(cfg: DictConfig, store: Store, paths: Sequence[str] | None) -> Mea
             f"{store.uri}: its vectors were made elsewhere, so no exemplar can be compared with them; ask by places "
             f"(query.places)."
         )
-    model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
+    model = trained(cfg)
     origin = f"ckpt_path={cfg.ckpt_path}"
     scenes: list[Scene] = []
     if known is None:

@@ -16,6 +16,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation
 from siamese_sat.progress import console
+from siamese_sat.report.destination import named
 from siamese_sat.report.ranking import ranking_sheet
 from siamese_sat.report.render import rgb_bands
 from siamese_sat.report.results import Results, write_results
@@ -36,15 +37,15 @@ class SearchResult:
         detections: rows as in detections.csv, best first.
         failed: scenes that could not be searched, with the reason.
         evaluation: against ``truth``, or None.
-        folder: where the files are.
-        files: what was written.
+        folder: where the files are; a text where that is ``s3://``.
+        files: what was written, in the same way.
     """
 
     detections: pd.DataFrame
     failed: Mapping[str, str]
     evaluation: Evaluation | None
-    folder: Path
-    files: list[Path] = field(default_factory=list)
+    folder: Path | str
+    files: Sequence[Path | str] = field(default_factory=list)
 
 
 def nothing_found(folder: Path, failed: Mapping[str, str] | None = None, files: Sequence[Path] = ()) -> SearchResult:
@@ -102,12 +103,13 @@ def conclude(
     if best is not None:
         sheet = ranking_sheet(detections, searched, folder / "ranking.png", method.classes, rgb)
         files += [sheet] if sheet is not None else []
+    called = [named(file, folder, str(cfg.paths.output_dir)) for file in files]
     for path, reason in failed.items():
         log.error("Not searched: %s (%s)", path, reason)
-    log.info("%d detections in %d scene(s): %s", len(detections), len(searched), files[0])
-    pages = [f for f in files if f.suffix in (".html", ".gpkg") or f.name == "ranking.png"]
+    log.info("%d detections in %d scene(s): %s", len(detections), len(searched), called[0])
+    pages = [c for c in called if c.endswith((".html", ".gpkg", "ranking.png"))]
     if pages:
-        log.info("Worth opening: %s", ", ".join(map(str, pages)))
+        log.info("Worth opening: %s", ", ".join(pages))
     return SearchResult(detections, failed, evaluation, folder, files)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.datamodule import cut_to
 from siamese_sat.data.radiometry import Radiometry, band_names, estimate, for_imagenet_weights
+from siamese_sat.data.remote import S3, check_writable, fetched
 from siamese_sat.data.scene import Scene, SceneReader, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
@@ -23,6 +25,7 @@ from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.outcome import SearchResult, conclude
+from siamese_sat.report.destination import destined, named
 from siamese_sat.scaleout.choose import open_pool
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.index.lance import lancedb_module
@@ -51,22 +54,43 @@ def search(cfg: DictConfig) -> SearchResult:
             in the result instead, and the others are searched.
     """
     check_search(cfg)
-    folder = Path(cfg.paths.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     if cfg.radiometry not in ("model", "per_scene"):
         raise InputError(f"radiometry={cfg.radiometry!r} is neither model nor per_scene.")
-    with open_pool(cfg.engine, str(cfg.search.device)) as pool:
-        workers = Workers(pool, float(cfg.engine.split_mpx)) if pool is not None else None
+    target = str(cfg.paths.output_dir)
+    with destined(target) as folder, _workers(cfg) as workers:
         if cfg.index is not None:
             lancedb_module()  # says what to install
+            if str(cfg.index).startswith(S3):
+                check_writable(str(cfg.index))
             from siamese_sat.archive import ask_archive  # it is made of what stands here
 
-            return ask_archive(cfg, folder, workers)
-        return _search_scenes(cfg, folder, workers)
+            result = ask_archive(cfg, folder, workers)
+        else:
+            result = _search_scenes(cfg, folder, workers)
+    if not target.startswith(S3):
+        return result
+    return replace(result, folder=target, files=[named(Path(f), folder, target) for f in result.files])
+
+
+@contextmanager
+def _workers(cfg: DictConfig) -> Iterator[Workers | None]:
+    if cfg.mode not in ("search", "index"):
+        yield None  # nothing to share out
+        return
+    with open_pool(cfg.engine, str(cfg.search.device)) as pool:
+        yield Workers(pool, float(cfg.engine.split_mpx)) if pool is not None else None
+
+
+def trained(cfg: DictConfig) -> TrainedModel | None:
+    """The model of ``ckpt_path``, which may lie in an object store; None where none is named."""
+    if cfg.ckpt_path is None:
+        return None
+    with fetched(cfg.ckpt_path) as file:
+        return replace(load_model(file), path=str(cfg.ckpt_path))
 
 
 def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> SearchResult:
-    model = load_model(cfg.ckpt_path) if cfg.ckpt_path is not None else None
+    model = trained(cfg)
     bands = find_bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
     if cfg.search.method._target_.endswith("TemplateSearch"):

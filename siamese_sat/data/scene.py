@@ -19,6 +19,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from siamese_sat.data.remote import reach_s3
 from siamese_sat.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
         InputError: the file cannot be opened, lacks a band, or a chosen band is a mask.
     """
     path = str(path)
+    reach_s3()
     try:
         with rasterio.open(path) as source:
             lacking = [b for b in bands if not 1 <= b <= source.count]
@@ -191,6 +193,7 @@ class SceneReader:
         self._source: rasterio.DatasetReader | None = None
 
     def __enter__(self) -> SceneReader:
+        reach_s3()
         self._env.__enter__()
         try:
             self._source = rasterio.open(self.scene.path)

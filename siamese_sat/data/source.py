@@ -6,6 +6,7 @@ import glob
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from siamese_sat.data.remote import S3, WILD, matching, need_credentials
 from siamese_sat.errors import InputError
 
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".jpg", ".jpeg", ".png", ".img", ".bmp", ".ntf"}
@@ -18,7 +19,8 @@ def list_scenes(spec: str | Path | Sequence[str | Path]) -> list[str]:
     Args:
         spec: one path; a list of anything below; a folder (its rasters, sorted, not its sub-folders); a glob
             (``**`` allowed); a ``.txt`` file with a path a line, relative to the file's folder, ``#`` for
-            comments; or a remote path (``s3://``, ``https://``, ``/vsi...``), which goes to GDAL untouched.
+            comments; an object, a folder or a glob in ``s3://``; or another remote path (``https://``,
+            ``/vsi...``), which goes to GDAL untouched.
 
     Raises:
         InputError: a path does not exist, or a folder, glob or list names no raster.
@@ -39,6 +41,8 @@ def scene_keys(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _resolve(spec: str) -> list[str]:
+    if spec.startswith(S3):
+        return _of_store(spec)
     if spec.startswith(REMOTE):
         return [spec]
     path = Path(spec).expanduser()
@@ -61,6 +65,25 @@ def _resolve(spec: str) -> list[str]:
             return found
         raise InputError(f"{spec}: this glob matches no raster; check the pattern and the folder.")
     raise InputError(f"{spec}: no such file or folder; check the path.")
+
+
+def _of_store(spec: str) -> list[str]:
+    """An object that looks like a raster is left to GDAL, so that one is no listing of its whole folder."""
+    need_credentials(spec)
+    folder = spec.endswith("/")
+    if not folder and not WILD.search(spec):
+        if Path(spec).suffix.lower() in RASTER_SUFFIXES:
+            return [spec]
+        return _of_store(f"{spec}/")
+    found = [uri for uri in matching(spec) if Path(uri).suffix.lower() in RASTER_SUFFIXES]
+    if not found:
+        raise InputError(
+            f"{spec}: no raster in this folder (looked for {', '.join(sorted(RASTER_SUFFIXES))}); name another, or a "
+            f"glob such as '{spec}**/*.tif'."
+            if folder
+            else f"{spec}: this glob matches no raster; check the pattern."
+        )
+    return found
 
 
 def _beside(listing: Path, line: str) -> str:

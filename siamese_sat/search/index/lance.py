@@ -6,6 +6,7 @@ import os
 from types import ModuleType
 from typing import Any
 
+from siamese_sat.data.remote import reach_s3
 from siamese_sat.errors import InputError
 from siamese_sat.search.index.schema import MAP
 
@@ -20,6 +21,7 @@ def lancedb_module() -> ModuleType:
     """
     # What it would say of every new table.
     os.environ.setdefault("LANCEDB_LOG", "error")
+    reach_s3()
     try:
         import lancedb
     except ImportError as error:
