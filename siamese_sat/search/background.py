@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,12 @@ class Sample:
     deep: Tensor | None
     good: Tensor
     step: int
+
+    @property
+    def later(self) -> Callable[[], Tensor] | None:
+        """What gives the deep stage's features, as a tile has it."""
+        deep = self.deep
+        return None if deep is None else lambda: deep
 
 
 def sample_background(

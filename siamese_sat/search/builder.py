@@ -14,7 +14,7 @@ from torch import Tensor
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.consensus import find_consensus
-from siamese_sat.search.dense import UNIT, features
+from siamese_sat.search.dense import UNIT, first_stage, later_stage
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.maps import Maps, Whitenings
@@ -23,7 +23,6 @@ from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
 from siamese_sat.search.peak import local_maxima, vertex
 from siamese_sat.search.score import ScoreCurve, fit_curve
-from siamese_sat.search.whiten import Whitening
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -69,10 +68,10 @@ class Builder:
             steps: levels to search, scene pixels per 128 level pixels.
             background: random places of the searched scenes, each with the step of its level.
         """
-        cells = torch.stack([self._patches(e, self.stage, self.whitening.first, self.cells) for e in exemplars])
-        deep = None
-        if self.deep is not None and self.whitening.deep is not None:
-            deep = torch.stack([self._patches(e, self.deep, self.whitening.deep, self.deep_cells) for e in exemplars])
+        patches = [self._patches(e) for e in exemplars]
+        cells = torch.stack([first for first, _ in patches])
+        later = [further for _, further in patches if further is not None]
+        deep = torch.stack(later) if later else None
         consensus = find_consensus(cells, self.contrast)
         sides: list[FloatArray] = []
         trust: list[FloatArray] = []
@@ -125,24 +124,33 @@ class Builder:
         places = maps.patches(y + 1, x + 1, self.cells, self.deep_cells, vertex(score, y + 1, x + 1))
         return np.asarray(self.matcher.closer(template, *places, step)[0].mean(axis=1))
 
-    def _patches(self, exemplar: Exemplar, stage: str, whitening: Whitening, cells: int) -> Tensor:
-        """Whitened cells ``[views, D, cells, cells]`` of an exemplar at the common size, in every view."""
-        stride = STRIDES[stage]
-        half = cells // 2 * stride + math.ceil(self.engine.embedder.backbone.reach(stage) / stride) * stride
-        radiometry = self.radiometry_of(exemplar.scene)
+    def _patches(self, exemplar: Exemplar) -> tuple[Tensor, Tensor | None]:
+        """Whitened cells ``[views, D, n, n]`` of an exemplar at the common size, in every view, of both stages."""
+        stages = [(self.stage, self.cells, self.whitening.first)]
+        if self.deep is not None and self.whitening.deep is not None:
+            stages.append((self.deep, self.deep_cells, self.whitening.deep))
+        # What a deep cell sees further away than the first stage does hardly counts.
+        coarsest = STRIDES[stages[-1][0]]
+        reach = self.engine.embedder.backbone.reach(self.stage)
+        half = math.ceil((max(cells // 2 * STRIDES[stage] for stage, cells, _ in stages) + reach) / coarsest) * coarsest
         scale = self.matcher.object_size / max(sides_of(exemplar))
-        image, valid = upright(exemplar, radiometry, scale, half, self.engine.device)
+        image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device)
         if not valid.any():
             raise InputError(
                 f"{exemplar.scene.path}: the {exemplar.class_name} exemplar at {exemplar.box} holds no valid pixel."
             )
-        middle = half // stride
-        inner = slice(middle - cells // 2, middle + cells // 2 + 1)
+        angles = [2 * math.pi * view / self.matcher.views for view in range(self.matcher.views)]
+        turned = torch.stack([rotate(image, angle, half) for angle in angles])
+        features = first_stage(self.engine, turned[:, :-1], self.stage)
         found = []
-        for view in range(self.matcher.views):
-            turned = rotate(image, 2 * math.pi * view / self.matcher.views, half)
-            white = whitening(features(self.engine, turned[:-1], stage)[:, inner, inner])
+        for stage, cells, whitening in stages:
+            if stage != self.stage:
+                features = later_stage(self.engine, features, self.stage, stage)
+            stride = STRIDES[stage]
+            first = half // stride - cells // 2
+            inner = (..., slice(first, first + cells), slice(first, first + cells))
+            white = torch.stack([whitening(one) for one in features[inner].float()])
             # Cells beyond the exemplar's own image say nothing.
-            share = turned[-1][half % stride :: stride, half % stride :: stride][inner, inner]
+            share = turned[:, -1:, half % stride :: stride, half % stride :: stride][inner]
             found.append(white * (share > 0.5))
-        return torch.stack(found)
+        return found[0], found[1] if len(found) > 1 else None

@@ -7,9 +7,10 @@ level pixel 8 * i (not 8 * i + 4): ResNet's odd kernels pad evenly, so every str
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ from siamese_sat.search.part import Part, share
 
 UNIT = 128
 # Scene pixels along a tile's side, without its margins.
-MOST_SCENE_PIXELS = 2048
+MOST_SCENE_PIXELS = 4096
 # Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
 FILTER = 8
 
@@ -58,7 +59,8 @@ class FeatureTile:
 
     Attributes:
         features: ``[channels, rows + 2 * margin, columns + 2 * margin]`` float32, on the device.
-        deep: ``[channels, h, w]`` of the deep stage, all that the network gave; None where none was asked for.
+        deep: gives ``[channels, h, w]`` of the deep stage, all that the network sees; it runs when this is called, for
+            a tile in which nothing resembles what is sought needs it not. None where no deep stage was asked for.
         origin: row and column, in ``deep``, of the place on which the first cell of ``features`` is centred.
         valid: ``[rows, columns]`` which cells lie on valid pixels.
         x_first: cell of the level's first column here, without margin.
@@ -66,7 +68,7 @@ class FeatureTile:
     """
 
     features: Tensor
-    deep: Tensor | None
+    deep: Callable[[], Tensor] | None
     origin: tuple[float, float]
     valid: npt.NDArray[np.bool_]
     x_first: int
@@ -146,27 +148,49 @@ def feature_tiles(
         cells = inside.numpy() >= min_valid - 1e-3
         if not cells.any():
             continue
-        found, deeper = stages(engine, pixels, stage, deep)
+        found = first_stage(engine, pixels, stage)
         y = row.first - margin - row.start // stride
         x = column.first - margin - column.start // stride
         height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
-        shallow = found[:, y : y + height, x : x + width]
-        yield FeatureTile(shallow, deeper, (y / phase, x / phase), cells, column.first, row.first)
+        shallow = found[0, :, y : y + height, x : x + width].float()
+        further = functools.partial(_deep_of, engine, found, stage, deep) if deep else None
+        yield FeatureTile(shallow, further, (y / phase, x / phase), cells, column.first, row.first)
 
 
 @torch.inference_mode()
+def first_stage(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
+    """Features ``[N, channels, H / stride, W / stride]``, as the network has them, of normalised images.
+
+    Args:
+        engine: its embedder's backbone is used.
+        pixels: ``[C, H, W]`` or ``[N, C, H, W]``.
+        stage: of the backbone.
+    """
+    images = pixels if pixels.ndim == 4 else pixels[None]
+    found: Tensor = engine.embedder.features(images.contiguous(memory_format=torch.channels_last), stage)
+    return found
+
+
+@torch.inference_mode()
+def later_stage(engine: Engine, found: Tensor, stage: str, deep: str) -> Tensor:
+    """Features ``[N, channels, h, w]`` of a later stage, of what `first_stage` gave."""
+    further: Tensor = engine.embedder.backbone(found, deep, stage)
+    return further
+
+
 def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
     """Features ``[channels, H / stride, W / stride]`` in float32 of one normalised image ``[C, H, W]``."""
-    return stages(engine, pixels, stage)[0]
+    return first_stage(engine, pixels, stage)[0].float()
 
 
-@torch.inference_mode()
 def stages(engine: Engine, pixels: Tensor, stage: str, deep: str | None = None) -> tuple[Tensor, Tensor | None]:
     """Features as `features` gives them, and those of a later stage if one is named, in one pass."""
-    image = pixels[None].contiguous(memory_format=torch.channels_last)
-    found = engine.embedder.features(image, stage)
-    further = engine.embedder.backbone(found, deep, stage)[0].float() if deep else None
-    return found[0].float(), further
+    found = first_stage(engine, pixels, stage)
+    return found[0].float(), _deep_of(engine, found, stage, deep) if deep else None
+
+
+def _deep_of(engine: Engine, found: Tensor, stage: str, deep: str) -> Tensor:
+    return later_stage(engine, found, stage, deep)[0].float()
 
 
 @dataclass(frozen=True)

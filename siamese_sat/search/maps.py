@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -16,15 +18,20 @@ class Maps:
 
     Attributes:
         cells: ``[D, H, W]``.
-        deep: ``[D, h, w]`` of a later stage, or None.
+        further: gives ``[D, h, w]`` of a later stage, or None where there is none.
         origin: row and column, in ``deep``, of the place on which the first of ``cells`` is centred.
         phase: strides of ``cells`` in one of ``deep``.
     """
 
     cells: Tensor
-    deep: Tensor | None
+    further: Callable[[], Tensor] | None
     origin: tuple[float, float] = (0.0, 0.0)
     phase: int = 2
+
+    @cached_property
+    def deep(self) -> Tensor | None:
+        """Cells ``[D, h, w]`` of the later stage, made when they are first asked for."""
+        return self.further() if self.further is not None else None
 
     def patches(
         self, y: Tensor, x: Tensor, size: int, deep_size: int, off: tuple[Tensor, Tensor]
@@ -48,7 +55,10 @@ class Whitenings:
     deep: Whitening | None
     phase: int = 2
 
-    def __call__(self, features: Tensor, deep: Tensor | None, origin: tuple[float, float] = (0.0, 0.0)) -> Maps:
-        """Features ``[C, H, W]`` of the stages to whitened maps."""
-        further = self.deep(deep) if self.deep is not None and deep is not None else None
+    def __call__(
+        self, features: Tensor, deep: Callable[[], Tensor] | None, origin: tuple[float, float] = (0.0, 0.0)
+    ) -> Maps:
+        """Features ``[C, H, W]`` of the stages, those of the later one given when they are needed, to whitened maps."""
+        own = self.deep
+        further = (lambda: own(deep())) if own is not None and deep is not None else None
         return Maps(self.first(features), further, origin, self.phase)

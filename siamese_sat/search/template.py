@@ -89,7 +89,7 @@ class TemplateSearch:
     samples: int = 192
     least: float = 0.02
     most: int = 2000
-    tile: int = 1536
+    tile: int = 3072
     seed: int = 0
     templates: list[Template] = field(default_factory=list)
 
@@ -130,7 +130,7 @@ class TemplateSearch:
         )
         least = self.cells + 2
         background = [
-            (self.whitening(s.features, s.deep), s.step)
+            (self.whitening(s.features, s.later), s.step)
             for s in samples
             if bool(s.good.all()) and min(s.features.shape[1:]) >= least
         ]
@@ -260,6 +260,8 @@ class TemplateSearch:
         spare = self._margin - self.cells // 2 - 1
         score = score[spare : score.shape[0] - spare, spare : score.shape[1] - spare]
         y, x = local_maxima(score, max(self.least, CLOSER * raw), torch.from_numpy(tile.valid), self.most)
+        if not len(y):
+            return Candidates.join([])
         dy, dx = vertex(score, y + 1, x + 1)
         patches = maps.patches(y + 1 + spare, x + 1 + spare, self.cells, self.deep_cells, (dy, dx))
         values, votes, views = self._matcher.closer(template, *patches, step)

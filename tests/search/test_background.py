@@ -196,7 +196,7 @@ def test_the_deep_stage_lies_on_the_scenes_own_grid(engine: Engine, tmp_path: Pa
         y, x = place_of(sample.features, tile.features[:, margin:-margin, margin:-margin])
         assert y % phase == x % phase == 0
         row, column = (int((margin + at) / phase + o) for at, o in zip((y, x), tile.origin, strict=True))
-        part = tile.deep[:, row : row + SIDE // phase, column : column + SIDE // phase]
+        part = tile.deep()[:, row : row + SIDE // phase, column : column + SIDE // phase]
         # What lies far away is left out, so no more than the middle is the same, and nearly.
         inner = np.s_[:, 2:-1, 2:-1] if phase == 2 else np.s_[:, 2:4, 2:4]
         alike = torch.nn.functional.cosine_similarity(sample.deep[inner], part[inner], dim=0)

@@ -203,10 +203,10 @@ def test_a_tile_border_changes_no_deep_feature(
             y, x = (f / phase + o for f, o in zip(first, tile.origin, strict=True))
             assert y == int(y)
             assert x == int(x)
-            cut.append(tile.deep[:, int(y) : int(y) + count[0], int(x) : int(x) + count[1]])  # type: ignore[index]
+            cut.append(tile.deep()[:, int(y) : int(y) + count[0], int(x) : int(x) + count[1]])  # type: ignore[misc]
         torch.testing.assert_close(cut[1], cut[0], rtol=0, atol=1e-4)
         assert cut[0].shape[1:] == tuple(count)
-    assert whole.deep.std() > 0.1
+    assert whole.deep().std() > 0.1
 
 
 def test_a_margin_must_suit_the_deep_stage(engine: Engine, scene: Scene) -> None:

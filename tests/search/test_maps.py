@@ -23,7 +23,7 @@ def places(*found: float) -> Tensor:
 def test_deep_patches_have_the_middle_of_the_first_stages(phase: int, origin: tuple[float, float]) -> None:
     """Both maps hold the place in cells of the first stage; the deep one begins ``origin`` of its cells before."""
     deep = ramp(30, 30, -phase * origin[0], -phase * origin[1], phase)
-    maps = Maps(ramp(20, 24), deep, origin, phase)
+    maps = Maps(ramp(20, 24), lambda: deep, origin, phase)
     y, x = torch.tensor([0, 3, 7]), torch.tensor([5, 2, 8])
     still = torch.zeros(3)
     shallow, further = maps.patches(y, x, 5, 3, (still, still))
@@ -50,10 +50,10 @@ def test_each_stage_has_its_own_whitening() -> None:
     one = Whitening(torch.zeros(2), 3 * torch.eye(2))
     two = Whitening(torch.zeros(3), 5 * torch.eye(3)[:, :2])
     first, second = torch.rand(2, 4, 4) + 0.1, torch.rand(3, 2, 2) + 0.1
-    maps = Whitenings(one, two, 2)(first, second, (1.0, 0.5))
+    maps = Whitenings(one, two, 2)(first, lambda: second, (1.0, 0.5))
     assert torch.equal(maps.cells, one(first))
     assert maps.deep is not None
     assert torch.equal(maps.deep, two(second))
     assert (maps.origin, maps.phase) == ((1.0, 0.5), 2)
-    assert Whitenings(one, None)(first, second).deep is None
+    assert Whitenings(one, None)(first, lambda: second).deep is None
     assert Whitenings(one, two)(first, None).deep is None
