@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from siamese_sat.errors import InputError
 from siamese_sat.search.index import build as building
 from siamese_sat.search.index.build import build, outdated
 from siamese_sat.search.index.encoder import Encoded
+from siamese_sat.search.run import Workers
+from siamese_sat.searching import OneForAll
 from tests.conftest import NORTH_UP, UTM33, write_scene
+from tests.scaleout.helpers import Backwards
 from tests.search.index.helpers import RADIOMETRY, Columns, contents, fill, new_store
 
 
@@ -127,3 +131,35 @@ def test_windows_know_their_place_and_day(tmp_path: Path) -> None:
     scenes = store.scenes()
     assert scenes.date[0] == date(2024, 2, 29)
     assert scenes.map_x_max[0] > scenes.map_x_min[0]
+
+
+def test_a_scene_that_does_not_open_takes_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Neither of one that is in the index already, nor of one whose windows still wait to be written."""
+    a, b = (noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("ab"))
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"this is no raster")
+    store = new_store(tmp_path / "i")
+    fill(store, [a])
+    assert list(fill(store, [bad, b, bad]).failed) == [str(bad)]
+    assert contents(store) == expected([a, b])
+    assert list(fill(store, [a, b, bad]).failed) == [str(bad)]
+    assert contents(store) == expected([a, b])
+
+
+@pytest.mark.parametrize("rows", [7, 50_000])
+def test_workers_fill_it_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(building, "ROWS", rows)
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc")]
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"this is no raster")
+    store = new_store(tmp_path / "i")
+    every = [str(p) for p in (*paths, bad)]
+    with store.writing():
+        done = build(
+            store, every, partial(open_scene, bands=[1]), Breaking(), OneForAll(RADIOMETRY),
+            workers=Workers(Backwards()),
+        )  # fmt: skip
+    assert done.added == [str(paths[0]), str(paths[2])]
+    assert list(done.failed) == [str(paths[1]), str(bad)]
+    assert contents(store) == expected([paths[0], paths[2]])
+    assert store.scenes().path.tolist() == done.added, "numbered in their order"
