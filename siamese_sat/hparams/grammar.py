@@ -19,7 +19,7 @@ def without(overrides: Sequence[str], names: Sequence[str]) -> list[str]:
     kept = []
     for text in overrides:
         name = text.split("=", 1)[0].lstrip("+~").split("@", 1)[0]
-        if name not in names and name != "hparams_search" and not name.startswith("hparams_search."):
+        if name not in names and re.split(r"[./]", name)[0] != "hparams_search":
             kept.append(text)
     return kept
 

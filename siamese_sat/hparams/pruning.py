@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -25,7 +25,7 @@ class Pruning(Callback):
         study: name of the study in the storage that the environment names.
         number: of the trial.
         metric: to report.
-        pruner: decides; None never ends one.
+        pruner: decides.
         parent: process that waits for this training, None where it is this one; without it nobody would take the
             result.
     """
@@ -35,7 +35,7 @@ class Pruning(Callback):
         study: str,
         number: int,
         metric: str,
-        pruner: Any = None,  # noqa: ANN401 - Optuna's, which may not be installed
+        pruner: optuna.pruners.BasePruner,
         parent: int | None = None,
     ) -> None:
         self.study, self.number, self.metric, self.pruner, self.parent = study, number, metric, pruner, parent
@@ -58,7 +58,7 @@ class Pruning(Callback):
         if self._trial is None:
             self._trial = self._found()
         self._trial.report(float(value), trainer.current_epoch)
-        return self.pruner is not None and bool(self._trial.should_prune())
+        return bool(self._trial.should_prune())
 
     def _found(self) -> optuna.Trial:
         need_optuna()

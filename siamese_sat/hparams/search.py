@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -42,7 +42,7 @@ class Plan:
         base: overrides of the command that are not searched.
         metric: that each epoch reports.
         returned: that a trial is judged by, see ``optimized_metric``.
-        pruner: settings of it, None for none.
+        pruner: settings of it.
         folder: of the search; each trial has one below it.
     """
 
@@ -50,7 +50,7 @@ class Plan:
     base: Sequence[str]
     metric: str
     returned: str
-    pruner: DictConfig | None
+    pruner: DictConfig
     folder: Path
 
 
@@ -69,17 +69,19 @@ def search_settings(cfg: DictConfig, overrides: Sequence[str], command: str = "p
         InputError: a setting cannot be, the storage cannot be opened, or no trial ended well.
     """
     need_optuna()
-
+    if any(name in os.environ for name in ("RANK", "LOCAL_RANK")) or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise InputError(
+            "hparams_search starts the processes of its trials itself: start it once a machine (on SLURM as a job "
+            "array), without torchrun or srun -n, and give hparams_search.storage where machines share a study."
+        )
     ours, folder = cfg.hparams_search, Path(cfg.paths.output_dir).absolute()
     if not isinstance(ours.n_trials, int) or isinstance(ours.n_trials, bool) or ours.n_trials < 1:
         raise InputError(f"hparams_search.n_trials={ours.n_trials!r} must be a whole number from 1 up.")
-    given = OmegaConf.to_container(ours.space if ours.space is not None else ours.usual_space, resolve=True)
-    if not isinstance(given, dict):
-        raise InputError(
-            "hparams_search.space must give a range or choices for each setting, such as {loss: [supcon]}."
-        )
-    given = {str(k): v for k, v in given.items()}
-    space = distributions(given)
+    given = ours.space if ours.space is not None else ours.usual_space
+    if not isinstance(given, DictConfig):
+        raise InputError("hparams_search.space must give each setting a range or choices, such as {loss: [supcon]}.")
+    ranges: dict[str, Any] = {str(name): values for name, values in _plain(given).items()}
+    space = distributions(ranges)
     check_training(cfg)
     metric = str(cfg.monitor.metric if cfg.optimized_metric == "best" else cfg.optimized_metric)
     if metric.endswith("/loss") and any(name.split(".")[0] == "loss" for name in space):
@@ -122,6 +124,12 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         return compose("train", list(overrides))
 
 
+def _plain(cfg: DictConfig) -> dict[Any, Any]:
+    found = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(found, dict)
+    return found
+
+
 def _trial(plan: Plan, trial: optuna.Trial, settings: Sequence[str]) -> float:
     """One training, in a folder of its own."""
     import optuna
@@ -134,7 +142,7 @@ def _trial(plan: Plan, trial: optuna.Trial, settings: Sequence[str]) -> float:
         "study": plan.study,
         "number": trial.number,
         "metric": plan.metric,
-        "pruner": OmegaConf.to_container(plan.pruner, resolve=True) if plan.pruner is not None else None,
+        "pruner": _plain(plan.pruner),
     }
     overrides = [*plan.base, *settings, f"paths.output_dir={written(str(folder))}"]
     cfg = _composed(overrides)

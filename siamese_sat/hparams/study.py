@@ -85,7 +85,7 @@ def open_study(cfg: DictConfig, url: str, space: Mapping[str, Any], metric: str,
     storage = open_storage(url)
     study = optuna.create_study(
         storage=storage, study_name=str(cfg.study), direction=direction, load_if_exists=True,
-        pruner=instantiate(cfg.pruner) if cfg.pruner is not None else optuna.pruners.NopPruner(),
+        pruner=instantiate(cfg.pruner),
     )  # fmt: skip
     wanted = {"metric": metric, "direction": direction, "space": dict(space)}
     told = json.dumps(wanted, sort_keys=True)
