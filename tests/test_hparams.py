@@ -312,8 +312,11 @@ def test_a_trial_of_two_processes_is_pruned_by_what_it_reports(scenes: Path, tmp
     more += ["trainer=ddp_cpu", "trainer.max_epochs=4", "model.backbone=resnet18"]
     chosen = [s for s in overrides(scenes, tmp_path / "out", *more) if s != "trainer=cpu"]
     run = driven(tmp_path, chosen)
-    _, err = run.communicate(timeout=300)
-    assert run.returncode == 1
+    try:
+        _, err = run.communicate(timeout=200)
+    finally:
+        run.kill()
+    assert run.returncode == 1, err
     assert "error: No trial ended well" in err
     (trial,) = optuna.load_study(study_name="train", storage=storage_url(None, tmp_path / "out")).trials
     assert trial.state == TrialState.PRUNED, err

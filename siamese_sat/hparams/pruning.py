@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from siamese_sat.errors import InputError
 from siamese_sat.hparams.study import STORAGE, need_optuna, open_storage
@@ -44,20 +45,20 @@ class Pruning(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Reports and asks; Lightning has validated by now."""
-        behind = trainer.is_global_zero and self._behind(trainer)
+        value = trainer.callback_metrics.get(self.metric)  # by all: it may have to be gathered first
+        behind = trainer.is_global_zero and self._behind(value, trainer.current_epoch)
         if trainer.strategy.broadcast(behind):
             self.pruned = trainer.should_stop = True
 
-    def _behind(self, trainer: L.Trainer) -> bool:
-        # Its parent is another only when it has none any more; ranks of a launcher of their own have none of ours.
+    def _behind(self, value: Tensor | None, epoch: int) -> bool:
+        # Its parent is another only when it has none any more.
         if self.parent is not None and os.getppid() != self.parent:
             raise InputError("The search that wanted this trial has ended.")
-        value = trainer.callback_metrics.get(self.metric)
         if value is None:
             return False
         if self._trial is None:
             self._trial = self._found()
-        self._trial.report(float(value), trainer.current_epoch)
+        self._trial.report(float(value), epoch)
         return bool(self._trial.should_prune())
 
     def _found(self) -> optuna.Trial:
