@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
+from siamese_sat.data import datamodule
 from siamese_sat.data.datamodule import ChipDataModule
-from siamese_sat.distributed import ranks
+from siamese_sat.distributed import end_together, is_first, ranks
+from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import load_model
 from siamese_sat.model.metrics import retrieval
 from siamese_sat.model.module import MetricLearner
@@ -200,3 +202,62 @@ def test_one_that_fails_ends_them_all(rank: int, scenes: Path, tmp_path: Path) -
     assert f"error: rank {rank} has no more memory." in done.stderr.splitlines()
     if rank == 1:  # the first process says what it lost, or is ended before it can
         assert done.returncode == -9 or "Another process of this training failed" in done.stderr
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_may_be_of_two_processes(scenes: Path, tmp_path: Path) -> None:
+    chosen = [s for s in tiny(scenes, "trainer.max_epochs=1", "seed=1,2") if not s.startswith("model.backbone")]
+    done = drive(tmp_path, "-m", *chosen, "model.backbone=resnet18,resnet_tiny", "hydra.sweep.dir=sweep")
+    assert done.returncode == 1, "the network that only tests know is not known to train.py"
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: job")]
+    assert len(said) == 2
+    assert all("model.backbone='resnet_tiny' is no torchvision ResNet" in line for line in said)
+    kept = sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "sweep").glob("*/checkpoints/best.ckpt"))
+    assert len(kept) == 2, "the others are trained"
+    assert all(load_model(tmp_path / path).prototypes for path in kept)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"NODE_RANK": "1"}, False),
+        ({"NODE_RANK": "0", "SLURM_PROCID": ""}, True),
+    ],
+)
+def test_who_is_first(environment: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() is first
+
+
+def test_what_ends_a_training_is_told_apart_from_what_it_ends() -> None:
+    own = ValueError("a fault")
+    waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    assert end_together(own, [waiting]) is own
+    assert waiting.wait(timeout=10) == -9
+    lost = end_together(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), [waiting])
+    assert isinstance(lost, InputError)
+    assert "Another process" in str(lost)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_validation_chips_are_shared_out_and_come_together_again(
+    count: int, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = config(scenes, tmp_path)
+    data: ChipDataModule = instantiate(cfg.data, sampler=instantiate(cfg.sampler))
+    data.setup()
+    shares = []
+    for rank in range(count):
+        monkeypatch.setattr(datamodule, "ranks", lambda rank=rank: (rank, count))
+        shares.append(torch.cat([pixels for pixels, _ in data.val_dataloader()]))
+    assert len({len(share) for share in shares}) == 1, "a share that is shorter would be waited for"
+    every = torch.stack(shares).transpose(0, 1).flatten(0, 1)[: len(data.val_chips)]
+    assert torch.equal(every, data.val_chips.pixels)

@@ -321,3 +321,27 @@ def test_a_trial_of_two_processes_is_pruned_by_what_it_reports(scenes: Path, tmp
     (trial,) = optuna.load_study(study_name="train", storage=storage_url(None, tmp_path / "out")).trials
     assert trial.state == TrialState.PRUNED, err
     assert sorted(trial.intermediate_values) == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_study(scenes: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    runs = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        more = (f"hparams_search.storage={quoted(url)}", "hparams_search.n_trials=6")
+        runs.append(driven(tmp_path / name, overrides(scenes, tmp_path / name / "out", *more)))
+    try:
+        errors = [run.communicate(timeout=250)[1] for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0], errors
+    trials = optuna.load_study(study_name="train", storage=url).trials
+    complete = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    assert len(complete) in (6, 7), "the last two may begin at one moment"
+    assert len(trials) == len(complete)
+    assert len({str(t.params) for t in trials}) == len(trials), "nobody did what another did"
+    assert {Path(t.user_attrs["folder"]).parts[-4] for t in trials} == {"one", "two"}, "both worked"
+    for name in ("one", "two"):
+        assert not (tmp_path / name / "out" / "study.db").exists()
