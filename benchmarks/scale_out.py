@@ -92,8 +92,9 @@ def train(args: argparse.Namespace, folder: Path) -> tuple[str, pd.DataFrame, li
     cores = os.cpu_count() or 1
     data = args.data
     if data is None:
-        data = folder / "data"
-        subprocess.run([sys.executable, "-m", "siamese_sat.synthetic", str(data)], cwd=ROOT, check=True)
+        made = [sys.executable, "-m", "siamese_sat.synthetic", str(folder / "data")]
+        subprocess.run(made, cwd=ROOT, check=True, capture_output=True)
+        data = folder / "data" / "train"
 
     def seconds(trainer: list[str], threads: int, count: int) -> float:
         command = [
@@ -114,6 +115,8 @@ def train(args: argparse.Namespace, folder: Path) -> tuple[str, pd.DataFrame, li
         def run() -> dict[str, Any]:
             # What starting, cutting chips and calibrating takes is in both, and goes with the difference.
             spent = seconds(trainer, threads, 1 + args.epochs) - seconds(trainer, threads, 1)
+            if spent <= 0:
+                raise RuntimeError("The machine is too busy for epochs so short; give more --batches or --epochs.")
             return {"seconds": spent, "chips/s": args.epochs * args.batches * CLASSES * CHIPS / spent}
 
         return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ STARTS = 3
 AHEAD = 16
 # Seconds without a free worker after which it is said.
 PATIENCE = 60.0
+# Seconds in which a cluster's address must answer.
+ANSWER = 10.0
 
 
 def ray_module() -> ModuleType:
@@ -193,6 +196,10 @@ class RayPool:
         # A terminal's answers are ours to give: no dashboard, and no server of metrics.
         here = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
         try:
+            if address is not None and ":" in address and "://" not in address:
+                # Ray itself would try for minutes.
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=ANSWER).close()
             self._ray.init(**here, **quiet)
         except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as error:
             where = "Ray cannot be started here" if address is None else f"No Ray cluster answers at {address}"

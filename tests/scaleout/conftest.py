@@ -20,7 +20,6 @@ from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.searching import OneForAll
-from siamese_sat.synthetic import CLASSES
 from siamese_sat.synthetic import make_scene as draw
 from tests.conftest import make_scene
 from tests.search.conftest import RADIOMETRY

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import pandas as pd
 import pytest
 
 from siamese_sat.errors import InputError
-from siamese_sat.scaleout.cluster import RayPool, Share
+from siamese_sat.scaleout.cluster import RayPool, Share, ray_module
 from siamese_sat.scaleout.pool import Item, Work
 from siamese_sat.search.run import Workers, search_scenes
 from tests.scaleout.conftest import World
 from tests.scaleout.helpers import Deadly, Number, Square
 
-ray = pytest.importorskip("ray")
+if find_spec("ray") is None:
+    pytest.skip("Ray is not installed", allow_module_level=True)
+ray = ray_module()  # by our own way in: what Ray says is settled when it is imported
 pytestmark = pytest.mark.slow
 
 
