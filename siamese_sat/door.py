@@ -123,6 +123,10 @@ def explain(error: BaseException) -> str | None:
         unknown = re.match(r"Could not override '(.+?)'", str(link))
         if unknown:
             return f"There is no setting {unknown[1]}; all of them stand in conf/, and --cfg job shows those in force."
+        launcher = re.search(r"Could not find 'hydra/launcher/(joblib|submitit)", str(link))
+        if launcher:
+            extra = {"joblib": "sweep", "submitit": "slurm"}[launcher[1]]
+            return f'This launcher needs hydra\'s plugin for it: pip install "siamese-sat[{extra}]".'
         if isinstance(link, ConfigCompositionException | OmegaConfBaseException):
             return f"{_line(link)} The settings and their defaults stand in conf/; --cfg job shows what is in force."
         if isinstance(link, InstantiationException):

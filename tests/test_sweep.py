@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from siamese_sat.door import explain
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = """
@@ -78,3 +82,15 @@ def test_a_sweep_shows_every_traceback_to_who_asks(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" in done.stdout + done.stderr
     assert "job of seed 4 ran" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extra"), [("joblib", "sweep"), ("submitit_local", "slurm"), ("submitit_slurm", "slurm")]
+)
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(launcher: str, extra: str) -> None:
+    refused = pytest.raises(ConfigCompositionException)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"), refused as caught:
+        compose("train", ["hydra/launcher=basik"], return_hydra_config=True)
+    error = type(caught.value)(str(caught.value).replace("basik", launcher))
+    assert f'pip install "siamese-sat[{extra}]"' in str(explain(error))
+    assert "pip" not in str(explain(caught.value))
