@@ -15,36 +15,25 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from siamese_sat.data.chip import BACKGROUND, Chips
+from siamese_sat.completion import complete_checkpoint
 from siamese_sat.data.datamodule import ChipDataModule
-from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.device import training_precision
 from siamese_sat.distributed import end_together, is_first
 from siamese_sat.errors import InputError
-from siamese_sat.model.calibration import class_thresholds, fit_calibration, pair_similarity
-from siamese_sat.model.checkpoint import TrainedModel, add_to_checkpoint, load_model, read_checkpoint
+from siamese_sat.model.checkpoint import read_checkpoint
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.module import MetricLearner
-from siamese_sat.model.statistics import measure
 from siamese_sat.report import plot, sheet
 from siamese_sat.report.render import rgb_bands
-from siamese_sat.search.background import sample_background
-from siamese_sat.search.engine import Engine
-from siamese_sat.search.ladder import ladder
 from siamese_sat.settings import check_training
 
 log = logging.getLogger(__name__)
 
-# Whose background the checkpoint keeps: the stages and the size of things that template search has by default.
-BACKGROUND_STAGES, OBJECT_SIZE = ("layer2", "layer3"), 49.0
-BACKGROUND_SAMPLES = 96
 METRICS = "metrics.json"
 
 
@@ -164,89 +153,11 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
         told = {**metrics, "pruned": True} if pruned else metrics
         (folder / METRICS).write_text(json.dumps(told, indent=2), encoding="utf-8")
     if trainer.is_global_zero and not pruned:
-        _complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
+        complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)
         _draw(folder, data, OmegaConf.select(cfg, "callbacks.finetune.warmup_epochs"))
         log.info("Best checkpoint: %s", best)
         log.info("Curves, chips and similarities: %s", folder)
     return TrainingResult(best, folder, metrics, pruned)
-
-
-def _complete_checkpoint(best: Path, data: ChipDataModule, device: torch.device, folder: Path, seed: int) -> None:
-    """Calibration, thresholds and prototypes of the best weights, into their checkpoint.
-
-    Chips of held-out classes take part in the calibration, since it is things of no trained class that exemplars show.
-    They leave no prototype, extent or threshold: training has not seen them, and a search shows its own exemplars.
-    """
-    model = load_model(best)
-    embedder = model.embedder.to(device)
-    train, val = (
-        embed_chips(embedder, chips, model.radiometry, device) for chips in (data.train_chips, data.val_chips)
-    )
-    labels = data.val_chips.labels
-    pairs = pair_similarity(val, labels, data.val_chips.background, seed)
-    calibration = fit_calibration(pairs)
-    log.info("Calibration: %s.", calibration)
-    onehot = F.one_hot(data.train_chips.labels, len(data.classes)).float()
-    prototypes = F.normalize(onehot.T @ train, dim=1)
-    known = labels < len(data.classes)
-    thresholds = class_thresholds(calibration(val[known] @ prototypes.T), labels[known], len(data.classes))
-    sides = data.train_chips.boxes[:, 2:] - data.train_chips.boxes[:, :2]
-    extents = {
-        name: np.median(sides[data.train_chips.labels.numpy() == i], axis=0).tolist()
-        for i, name in enumerate(data.classes)
-    }
-    add_to_checkpoint(
-        best,
-        {
-            "calibration": calibration.to_dict(),
-            "thresholds": dict(zip(data.classes, thresholds, strict=True)),
-            "prototypes": {n: p.clone() for n, p in zip(data.classes, prototypes, strict=True) if n != BACKGROUND},
-            "extents": extents,
-            "background": _background(model, data, extents, device),
-        },
-    )
-    if not (len(pairs.same) and len(pairs.different)):
-        log.warning("No validation pairs of one class, or of two: no similarity.png.")
-    else:
-        plot.similarity_histogram(
-            pairs.same, pairs.different, calibration.slope, calibration.intercept, folder / "similarity.png", 0.3,
-            calibration.kind,
-        )  # fmt: skip
-
-
-def _background(
-    model: TrainedModel, data: ChipDataModule, extents: Mapping[str, list[float]], device: torch.device
-) -> dict[str, Any]:
-    """Features of random places of the training scenes, at the scales of its classes, for search in small scenes."""
-    longer = {name: [max(sides)] for name, sides in extents.items() if name != BACKGROUND}
-    steps = sorted({s for found in ladder(longer, OBJECT_SIZE, 1.25, 0, 0).values() for s in found})
-    first, deep = BACKGROUND_STAGES
-    samples = list(
-        sample_background(
-            Engine(model.embedder, device),
-            data.opened,
-            lambda scene: model.radiometry,
-            steps,
-            first,
-            BACKGROUND_SAMPLES,
-            data.seed,
-            deep,
-        )
-    )
-    found = {
-        first: measure(s.features[:, s.good][:, :, None] for s in samples),
-        deep: measure(s.deep for s in samples if s.deep is not None and bool(s.good.all())),
-    }
-    return {stage: statistics.to_dict() for stage, statistics in found.items() if statistics is not None}
-
-
-@torch.inference_mode()
-def embed_chips(embedder: Embedder, chips: Chips, radiometry: Radiometry, device: torch.device) -> Tensor:
-    """Embeddings ``[N, D]`` of all chips, on the CPU, in fp32."""
-    parts = [
-        embedder(radiometry.normalise(chips.pixels[i : i + 256].to(device))).cpu() for i in range(0, len(chips), 256)
-    ]
-    return torch.cat(parts)
 
 
 def _draw(folder: Path, data: ChipDataModule, warmup_epochs: int | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
+from siamese_sat.completion import embed_chips
 from siamese_sat.data import datamodule
 from siamese_sat.data.datamodule import ChipDataModule
 from siamese_sat.distributed import end_together, is_first, ranks
@@ -28,7 +29,6 @@ from siamese_sat.model.checkpoint import load_model
 from siamese_sat.model.metrics import retrieval
 from siamese_sat.model.module import MetricLearner
 from siamese_sat.model.signs import mean_cosine
-from siamese_sat.training import embed_chips
 from tests.model.conftest import RADIOMETRY, ROOT, config, make_labelled, settings, tiny_embedder
 
 BATCH, STEPS = 12, 1
