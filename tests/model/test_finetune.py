@@ -64,7 +64,7 @@ def run(cfg: DictConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[TrainingResul
         patch.setattr(training, "instantiate", instantiate)
         # What follows the last epoch is not what these tests are about, and takes longest.
         patch.setattr(training, "_draw", lambda *a: None)
-        patch.setattr(training, "_complete_checkpoint", lambda *a: None)
+        patch.setattr(training, "complete_checkpoint", lambda *a: None)
         return training.train(cfg), witness.seen
 
 
