@@ -13,6 +13,7 @@ from torch import Tensor
 
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.coarse import AROUND, find_peaks
 from siamese_sat.search.consensus import find_consensus
 from siamese_sat.search.dense import UNIT, first_stage, later_stage
 from siamese_sat.search.engine import Engine
@@ -21,7 +22,6 @@ from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
-from siamese_sat.search.peak import local_maxima, vertex
 from siamese_sat.search.score import ScoreCurve, fit_curve
 
 FloatArray = npt.NDArray[np.float64]
@@ -118,10 +118,13 @@ class Builder:
 
     def _background_peaks(self, template: Template, maps: Maps, step: int) -> FloatArray:
         """Scores of local maxima in one sample of the background."""
-        [score] = self.matcher.match(maps.cells, [template])
-        inside = torch.ones(score.shape[0] - 2, score.shape[1] - 2, dtype=torch.bool)
-        y, x = local_maxima(score, -1.0, inside, self.most)
-        places = maps.patches(y + 1, x + 1, self.cells, self.deep_cells, vertex(score, y + 1, x + 1))
+        margin = self.cells // 2 + AROUND
+        height, width = (n - 2 * margin for n in maps.cells.shape[1:])
+        inside = torch.ones(height, width, dtype=torch.bool)
+        [peaks] = find_peaks(
+            maps.cells, [template.consensus], [float("-inf")], inside, margin, self.most, self.matcher.dtype
+        )
+        places = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
         return np.asarray(self.matcher.closer(template, *places, step)[0].mean(axis=1))
 
     def _patches(self, exemplar: Exemplar) -> tuple[Tensor, Tensor | None]:

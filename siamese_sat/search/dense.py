@@ -58,7 +58,7 @@ class FeatureTile:
     """Features of one tile with a margin on all sides.
 
     Attributes:
-        features: ``[channels, rows + 2 * margin, columns + 2 * margin]`` float32, on the device.
+        features: ``[channels, rows + 2 * margin, columns + 2 * margin]``, as the network has them.
         deep: gives ``[channels, h, w]`` of the deep stage, all that the network sees; it runs when this is called, for
             a tile in which nothing resembles what is sought needs it not. None where no deep stage was asked for.
         origin: row and column, in ``deep``, of the place on which the first cell of ``features`` is centred.
@@ -113,6 +113,7 @@ def feature_tiles(
     tile: int = 1024,
     min_valid: float = 0.5,
     part: Part = (0, 1),
+    align: int = 1,
 ) -> Iterator[FeatureTile]:
     """Feature maps of a scene at one level.
 
@@ -127,18 +128,20 @@ def feature_tiles(
         tile: level pixels of a tile.
         min_valid: cells with less valid pixels are marked invalid; tiles without a valid cell are left out.
         part: of the tiles.
+        align: tiles begin at multiples of so many cells.
     """
     stride = STRIDES[stage]
     x0, y0, x1, y1 = scene.aoi
     lengths = [max(1, math.ceil(n * UNIT / step)) for n in (x1 - x0, y1 - y0)]
     reach = engine.embedder.backbone.reach(deep or stage)
     phase = STRIDES[deep] // stride if deep else 1
+    align = math.lcm(align, phase)
     if margin % phase:
         raise ValueError(f"margin {margin} is no multiple of {phase}")
     # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
     tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
-    columns = list(spans(lengths[0], stride, reach, margin, tile, phase))
-    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile, phase) for column in columns]
+    columns = list(spans(lengths[0], stride, reach, margin, tile, align))
+    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile, align) for column in columns]
     # One ahead: tiles are large.
     for row, column, stored in ahead(_read_ahead(scene, radiometry, step, share(places, part)), 1):
         pixels, valid = to_level(stored, radiometry, engine.device)
@@ -152,7 +155,7 @@ def feature_tiles(
         y = row.first - margin - row.start // stride
         x = column.first - margin - column.start // stride
         height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
-        shallow = found[0, :, y : y + height, x : x + width].float()
+        shallow = found[0, :, y : y + height, x : x + width]
         further = functools.partial(_deep_of, engine, found, stage, deep) if deep else None
         yield FeatureTile(shallow, further, (y / phase, x / phase), cells, column.first, row.first)
 
@@ -186,11 +189,11 @@ def features(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
 def stages(engine: Engine, pixels: Tensor, stage: str, deep: str | None = None) -> tuple[Tensor, Tensor | None]:
     """Features as `features` gives them, and those of a later stage if one is named, in one pass."""
     found = first_stage(engine, pixels, stage)
-    return found[0].float(), _deep_of(engine, found, stage, deep) if deep else None
+    return found[0].float(), _deep_of(engine, found, stage, deep).float() if deep else None
 
 
 def _deep_of(engine: Engine, found: Tensor, stage: str, deep: str) -> Tensor:
-    return later_stage(engine, found, stage, deep)[0].float()
+    return later_stage(engine, found, stage, deep)[0]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
-"""Comparing places with what a class is searched with: everywhere roughly, at peaks closely."""
+"""Comparing places closely with what a class is searched with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.search.consensus import Consensus
@@ -64,21 +62,6 @@ class Matcher:
     deep_weight: float
     size_spread: float
     dtype: torch.dtype
-
-    def match(self, cells: Tensor, templates: Sequence[Template]) -> list[Tensor]:
-        """Cosine ``[h, w]`` of every place with what each template's exemplars share, in its best view.
-
-        Args:
-            cells: ``[D, H, W]``, whitened; ``h`` and ``w`` are a template's cells less one smaller.
-            templates: of classes.
-        """
-        dtype = self.dtype
-        kernels = torch.cat([t.consensus.kernels for t in templates]).to(dtype)
-        weights = torch.cat([t.consensus.weights for t in templates])[:, None]
-        found = F.conv2d(cells[None].to(dtype), kernels)[0].float()
-        energy = F.conv2d(cells.square().sum(0)[None, None], weights)[0]
-        cosine = found / energy.clamp(min=1e-12).sqrt()
-        return [one.amax(dim=0) for one in cosine.split(self.views)]
 
     def closer(
         self, template: Template, places: Tensor, deep: Tensor | None, step: float

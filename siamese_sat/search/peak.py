@@ -36,7 +36,10 @@ def vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def patches_at(cells: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
     """Patches ``[N, D, size, size]`` of cells ``[D, H, W]`` with their first row and column at ``y`` and ``x``."""
-    return cells.unfold(1, size, 1).unfold(2, size, 1)[:, y, x].transpose(0, 1)
+    offset = torch.arange(size, device=cells.device)
+    rows, columns = y[:, None, None] + offset[:, None], x[:, None, None] + offset
+    # Cells lie channel by channel next to each other where the network keeps them so: whole cells are copied.
+    return cells.permute(1, 2, 0)[rows, columns].permute(0, 3, 1, 2)
 
 
 def patches_between(cells: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:

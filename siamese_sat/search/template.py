@@ -23,6 +23,7 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.model.statistics import measure
 from siamese_sat.search.background import good_deep, sample_background
 from siamese_sat.search.builder import Builder
+from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
 from siamese_sat.search.dense import UNIT, FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
@@ -33,7 +34,6 @@ from siamese_sat.search.matcher import Matcher, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
-from siamese_sat.search.peak import local_maxima, vertex
 from siamese_sat.search.whiten import Whitening, whiten
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
@@ -89,7 +89,7 @@ class TemplateSearch:
     samples: int = 192
     least: float = 0.02
     most: int = 2000
-    tile: int = 3072
+    tile: int = 2048
     seed: int = 0
     templates: list[Template] = field(default_factory=list)
 
@@ -128,7 +128,7 @@ class TemplateSearch:
             else self._whitening(self._deep_stage, (good_deep(s, self._phase) for s in samples)),
             self._phase,
         )
-        least = self.cells + 2
+        least = self.cells + 2 * AROUND
         background = [
             (self.whitening(s.features, s.later), s.step)
             for s in samples
@@ -236,51 +236,55 @@ class TemplateSearch:
                 tile=self.tile,
                 min_valid=self.engine.min_valid,
                 part=part,
+                align=2,  # the coarse grid
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
-                for (number, template), score in zip(
-                    wanted, self._matcher.match(maps.cells, [t for _, t in wanted]), strict=True
-                ):
-                    yield self._peaks(scene, tile, maps, score, step, number, template, thresholds[template.name])
+                raw = [t.curve.raw(thresholds[t.name]) for _, t in wanted]
+                peaks = find_peaks(
+                    maps.cells,
+                    [t.consensus for _, t in wanted],
+                    [max(self.least, CLOSER * r) for r in raw],
+                    torch.from_numpy(tile.valid),
+                    self._margin,
+                    self.most,
+                    self.engine.dtype,
+                )
+                for (number, template), found, least in zip(wanted, peaks, raw, strict=True):
+                    yield self._closer(scene, tile, maps, found, step, number, template, max(self.least, least))
 
-    def _peaks(
+    def _closer(
         self,
         scene: Scene,
         tile: FeatureTile,
         maps: Maps,
-        score: Tensor,
+        peaks: Peaks,
         step: int,
         number: int,
         template: Template,
-        threshold: float,
+        least: float,
     ) -> Candidates:
-        """Local maxima of one class in one tile; scores are known one cell beyond the tile's border."""
-        raw = template.curve.raw(threshold)
-        # The margin may be wider than a template needs.
-        spare = self._margin - self.cells // 2 - 1
-        score = score[spare : score.shape[0] - spare, spare : score.shape[1] - spare]
-        y, x = local_maxima(score, max(self.least, CLOSER * raw), torch.from_numpy(tile.valid), self.most)
-        if not len(y):
+        """Those peaks of one class in one tile that are as good as that in the close comparison too."""
+        if not len(peaks):
             return Candidates.join([])
-        dy, dx = vertex(score, y + 1, x + 1)
-        patches = maps.patches(y + 1 + spare, x + 1 + spare, self.cells, self.deep_cells, (dy, dx))
+        patches = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
         values, votes, views = self._matcher.closer(template, *patches, step)
         # A cell is centred on a pixel's middle, hence the half.
         stride = STRIDES[self.stage]
-        column = (x + dx).double().cpu().numpy() + tile.x_first
-        row = (y + dy).double().cpu().numpy() + tile.y_first
+        first = self._margin - self.cells // 2
+        column = (peaks.x + peaks.dx).double().cpu().numpy() - first + tile.x_first
+        row = (peaks.y + peaks.dy).double().cpu().numpy() - first + tile.y_first
         centre = np.stack([column, row], axis=1) * stride + 0.5
         centre = centre * step / UNIT + np.asarray(scene.aoi[:2], dtype=float)
         sides = self._matcher.vote(template, votes, views) * self.box_scale * step / UNIT
         found = values.mean(axis=1)
-        keep = found >= max(self.least, raw)
+        keep = found >= least
         boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)[keep]
         return Candidates(boxes, boxes, np.full(len(boxes), number), template.curve(found[keep]))
 
     @property
     def _margin(self) -> int:
         """Cells that a tile needs on each side."""
-        least = self.cells // 2 + 1
+        least = self.cells // 2 + AROUND
         if self._deep_stage is None:
             return least
         # A deep patch is cut between cells: one more on each side.

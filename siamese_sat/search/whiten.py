@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from siamese_sat.errors import InputError
@@ -26,11 +25,17 @@ class Whitening:
     axes: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Features ``[C, H, W]`` to whitened cells ``[D, H, W]``."""
-        channels, height, width = features.shape
-        cells = F.normalize(features.reshape(channels, -1), dim=0)
-        # One product: axes' (cells - mean) = axes' cells - axes' mean.
-        return torch.addmm(-(self.axes.T @ self.mean)[:, None], self.axes.T, cells).reshape(-1, height, width)
+        """Features ``[C, H, W]`` to whitened cells ``[D, H, W]`` in float32.
+
+        The product is made in the features' own precision. Their norm comes after it, and a cell's channels stay
+        together: neither the network's layout nor its precision is copied into another.
+        """
+        _, height, width = features.shape
+        cells = features.permute(1, 2, 0).flatten(0, 1)
+        length = torch.linalg.vector_norm(cells, dim=1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+        # axes' (cells / length - mean) = axes' cells / length - axes' mean.
+        white: Tensor = (cells @ self.axes.to(cells.dtype)).float() / length - self.mean @ self.axes
+        return white.view(height, width, -1).permute(2, 0, 1)
 
 
 def fit_whitening(samples: Iterable[Tensor], dimensions: int = 128, shrinkage: float = 0.1) -> Whitening:

@@ -67,9 +67,7 @@ def test_several_exemplars_take_their_curve_from_each_other_and_the_background(s
     ))  # fmt: skip
     assert boat.curve.threshold == pytest.approx(asked[0])
     assert asked[0] > ordinary[0]
-    # With a pool in every sample of so small a scene, few places that score like one are ordinary.
-    assert pool.curve.threshold == pytest.approx(ordinary[1])
-    assert ordinary[1] > asked[1]
+    assert pool.curve.threshold == pytest.approx(max(asked[1], ordinary[1]))
 
 
 def test_exemplars_score_each_other_without_themselves(

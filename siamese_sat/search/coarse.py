@@ -1,0 +1,150 @@
+"""Where a class may be: coarsely everywhere, finely only where that promises, so that classes cost little.
+
+Cells are pooled two by two and kernels with them: a sixteenth of the products. A coarse cell stands for four places;
+those that it promises are compared in full, and what comes out is a peak of the full comparison, no approximation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from siamese_sat.search.consensus import Consensus
+from siamese_sat.search.peak import patches_at, vertex
+
+# A coarse cell is looked into where its score is this part of what a peak must have: pooling blurs what is small.
+PROMISING = 0.6
+# And this part of its neighbours' best.
+NEAR_TOP = 0.75
+# Cells on either side of a place that the coarse grid needs beyond a template's own.
+AROUND = 2
+# Windows compared at a time.
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Places that match better than all their neighbours.
+
+    Attributes:
+        y: ``[n]`` row of the first cell of the patch that was compared.
+        x: ``[n]`` likewise column.
+        dy: ``[n]`` rows, within half a cell, from there to the top of a parabola through the neighbours.
+        dx: ``[n]`` likewise columns.
+    """
+
+    y: Tensor
+    x: Tensor
+    dy: Tensor
+    dx: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def find_peaks(
+    cells: Tensor,
+    wanted: Sequence[Consensus],
+    least: Sequence[float],
+    valid: Tensor,
+    margin: int,
+    most: int,
+    dtype: torch.dtype,
+) -> list[Peaks]:
+    """Local maxima of the cosine with what each class's exemplars share, in its best view.
+
+    Args:
+        cells: ``[D, h + 2 * margin, w + 2 * margin]``, whitened.
+        wanted: of the classes; their kernels are of one size.
+        least: cosine of a peak, class by class; with 0 or less, every peak is found, as by the full comparison alone.
+        valid: ``[h, w]`` where a peak may be.
+        margin: cells beyond the tile on either side: half a template and `AROUND` at least. ``h`` and ``w`` begin at
+            an even cell of the scene, or a tile's border would move the coarse grid.
+        most: coarse cells looked into for each class.
+        dtype: in which cells and kernels are multiplied.
+    """
+    size = wanted[0].kernels.shape[-1]
+    height, width = valid.shape
+    spare = margin - size // 2 - AROUND
+    if spare < 0:
+        raise ValueError(f"margin {margin} is less than {size // 2 + AROUND}")
+    cells = cells.to(dtype)
+    # An odd tile ends within a coarse cell.
+    grid = F.pad(cells, (0, width % 2, 0, height % 2))[None, :, spare:, spare:]
+    if spare:
+        grid = grid[..., : grid.shape[2] - spare, : grid.shape[3] - spare]
+    pooled = F.avg_pool2d(grid, 2)
+    kernels, weights = (torch.cat(parts) for parts in zip(*(_coarse(c) for c in wanted), strict=True))
+    found = F.conv2d(pooled, kernels.to(dtype))[0].float()
+    energy = F.conv2d(pooled.float().square().sum(1, keepdim=True), weights)[0]
+    scores = [s.amax(0) for s in (found / energy.clamp(min=1e-12).sqrt()).split([len(c.kernels) for c in wanted])]
+    inside = F.max_pool2d(valid[None].float(), 2, ceil_mode=True)[0] > 0
+    return [
+        _fine(cells, one, score, limit, inside, valid, margin, most)
+        for one, score, limit in zip(wanted, scores, least, strict=True)
+    ]
+
+
+def _coarse(consensus: Consensus) -> tuple[Tensor, Tensor]:
+    """Kernels ``[views, D, m, m]`` and weights ``[views, 1, m, m]`` for pooled cells.
+
+    The mean over the four places that a coarse cell stands for; as long as the full ones, so that scores compare.
+    """
+    full = consensus.kernels
+    kernels, weights = (
+        F.avg_pool2d(F.avg_pool2d(F.pad(k, (1, 1, 1, 1)), 2, stride=1), 2) for k in (full, consensus.weights[:, None])
+    )
+    length, own = (k.flatten(1).norm(dim=1)[:, None, None, None] for k in (full, kernels))
+    return kernels * (length / own.clamp(min=1e-12)), weights
+
+
+def _fine(
+    cells: Tensor,
+    consensus: Consensus,
+    coarse: Tensor,
+    least: float,
+    inside: Tensor,
+    valid: Tensor,
+    margin: int,
+    most: int,
+) -> Peaks:
+    """Peaks of the full comparison within promising coarse cells; ``coarse`` has one cell more on all sides."""
+    inner = coarse[1:-1, 1:-1]
+    top = F.max_pool2d(coarse[None, None], 3, stride=1)[0, 0]
+    promising = inside.to(coarse.device)
+    if least > 0:
+        promising = promising & (inner >= torch.clamp(NEAR_TOP * top, min=PROMISING * least))
+    row, column = torch.nonzero(promising, as_tuple=True)
+    if len(row) > most:
+        best = inner[row, column].topk(most).indices.sort().values
+        row, column = row[best], column[best]
+    size = consensus.kernels.shape[-1]
+    # The first cell of the patch round the first of the four places, and one more before it.
+    first = margin - size // 2
+    y, x = first + 2 * row, first + 2 * column
+    parts: list[tuple[Tensor, ...]] = [(y[:0], x[:0], y[:0].float(), x[:0].float())]
+    for at in range(0, len(y), BATCH):
+        here_y, here_x = y[at : at + BATCH], x[at : at + BATCH]
+        score = _cosine(patches_at(cells, here_y - 1, here_x - 1, size + 3), consensus)
+        peak = score[:, 1:3, 1:3] >= F.max_pool2d(score[:, None], 3, stride=1)[:, 0]
+        number, down, right = torch.nonzero(peak & (score[:, 1:3, 1:3] >= least), as_tuple=True)
+        # One window below the other makes them one map; what is read of it stays within a window.
+        dy, dx = vertex(score.flatten(0, 1), 4 * number + 1 + down, 1 + right)
+        parts.append((here_y[number] + down, here_x[number] + right, dy, dx))
+    found = Peaks(*(torch.cat(p) for p in zip(*parts, strict=True)))
+    row, column = found.y - first, found.x - first
+    height, width = valid.shape
+    keep = (row < height) & (column < width)
+    keep &= valid.to(row.device)[row.clamp(max=height - 1), column.clamp(max=width - 1)]
+    return Peaks(found.y[keep], found.x[keep], found.dy[keep], found.dx[keep])
+
+
+def _cosine(windows: Tensor, consensus: Consensus) -> Tensor:
+    """Best view's cosine ``[n, 4, 4]`` at the places of windows ``[n, D, size + 3, size + 3]``."""
+    found = F.conv2d(windows, consensus.kernels.to(windows.dtype)).float()
+    energy = F.conv2d(windows.float().square().sum(1, keepdim=True), consensus.weights[:, None])
+    return (found / energy.clamp(min=1e-12).sqrt()).amax(1)
