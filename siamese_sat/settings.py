@@ -78,6 +78,7 @@ SEARCH_REAL = {
     "search.min_valid": (0, 1),
     "search.method.object_size": (8, 1e4),
     "search.method.scale_step": (1.01, 10),
+    "search.method.max_zoom": (0.01, 1000),
     "search.method.shrinkage": (0, 1),
     "search.method.box_scale": (0.1, 10),
     "search.method.tolerance": (0, 1),

@@ -11,7 +11,12 @@ from siamese_sat.search.dense import UNIT
 
 
 def ladder(
-    sizes: Mapping[str, Sequence[float]], object_size: float, step: float, least: int, most: int
+    sizes: Mapping[str, Sequence[float]],
+    object_size: float,
+    step: float,
+    least: int,
+    most: int,
+    max_zoom: float = math.inf,
 ) -> dict[str, tuple[int, ...]]:
     """Levels of each class: from one below its smallest exemplar to one above its largest.
 
@@ -21,6 +26,8 @@ def ladder(
         step: ratio of neighbouring levels, above 1.
         least: levels on either side of the median exemplar, at least.
         most: at most.
+        max_zoom: level pixels per scene pixel, at most, or as many as the median exemplar's own level has: finer levels
+            cost by the square and show blurs.
 
     Returns:
         By class, scene pixels that become 128 level pixels, rising.
@@ -33,6 +40,8 @@ def ladder(
         high = math.floor(math.log(max(longer) / anchor) / ratio + 0.5) + 1
         low = max(min(low, middle - least), middle - most)
         high = min(max(high, middle + least), middle + most)
+        finest = math.ceil(math.log(object_size / max_zoom / anchor) / ratio - 1e-9) if math.isfinite(max_zoom) else low
+        low = max(low, min(finest, middle))
         wanted = (anchor * step**k / object_size * UNIT for k in range(low, high + 1))
         found[name] = tuple(sorted({max(1, round(s)) for s in wanted}))
     return found

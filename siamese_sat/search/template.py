@@ -57,6 +57,7 @@ class TemplateSearch:
         scale_step: ratio of neighbouring levels.
         min_levels: levels on either side of the median exemplar, at least.
         max_levels: at most.
+        max_zoom: level pixels per scene pixel, at most, unless the median exemplar itself is smaller.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
@@ -80,6 +81,7 @@ class TemplateSearch:
     scale_step: float = 1.25
     min_levels: int = 2
     max_levels: int = 4
+    max_zoom: float = 6.0
     size_spread: float = 1.2
     contrast: float = 0.2
     dimensions: int = 128
@@ -114,7 +116,7 @@ class TemplateSearch:
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
-        steps = ladder(sizes, self.object_size, self.scale_step, self.min_levels, self.max_levels)
+        steps = ladder(sizes, self.object_size, self.scale_step, self.min_levels, self.max_levels, self.max_zoom)
         every = sorted({s for found in steps.values() for s in found})
         samples = list(
             sample_background(

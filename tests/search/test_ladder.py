@@ -56,3 +56,15 @@ def test_neighbours_of_one_level_share_the_others() -> None:
 
 def test_tiny_things_have_whole_steps_once() -> None:
     assert ladder({"a": [0.6]}, 49.0, 1.25, 3, 4) == {"a": (1, 2, 3)}
+
+
+def test_no_level_magnifies_more_than_asked_but_the_exemplars_own() -> None:
+    every = ladder({"a": [49.0]}, 49.0, 1.25, 2, 4)["a"]
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, max_zoom=1.3)["a"] == every[1:]
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, max_zoom=1.25)["a"] == every[1:]
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, max_zoom=1.2)["a"] == every[2:]
+    assert ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, max_zoom=0.1)["a"] == every[2:], "the median exemplar's stays"
+    # In one class only; the other's levels are its own.
+    both = ladder({"a": [49.0], "b": [490.0]}, 49.0, 1.25, 2, 4, max_zoom=0.9)
+    assert both["a"] == every[2:]
+    assert both["b"] == ladder({"a": [49.0], "b": [490.0]}, 49.0, 1.25, 2, 4)["b"]
