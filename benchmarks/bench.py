@@ -20,8 +20,8 @@ from rasterio.transform import from_origin
 
 from siamese_sat.data.scene import SceneReader
 from siamese_sat.model.deploy import DeployedEmbedder
-from siamese_sat.search import dense, engine, run, sliding
-from siamese_sat.search.matcher import Matcher
+from siamese_sat.search import dense, engine, run, sliding, template
+from siamese_sat.search.maps import Whitenings
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.synthetic import CLASSES, make_scene
 
@@ -69,8 +69,10 @@ class Stages:
             (DeployedEmbedder, "project", "normalise"),
             (run, "suppress", "suppress"),
             (SceneReader, "read", "read"),
-            (Matcher, "match", "score"),
-            (TemplateSearch, "_peaks", "score"),
+            (dense, "later_stage", "deep forward"),
+            (Whitenings, "__call__", "whiten"),
+            (template, "find_peaks", "score"),
+            (TemplateSearch, "_closer", "score"),
         ]
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in names]
         plain = engine.ahead
