@@ -17,6 +17,7 @@ from hydra.utils import instantiate
 from matplotlib.image import imread
 from omegaconf import DictConfig, OmegaConf
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
 from siamese_sat.apart import starts_processes
 from siamese_sat.errors import InputError
@@ -119,6 +120,24 @@ def test_an_address_that_cannot_be_opened_keeps_its_password() -> None:
         with pytest.raises(InputError, match=r"hparams_search\.storage: .* cannot be opened") as caught:
             open_study(cfg, url, {}, "val/loss", "minimize")
         assert "secret" not in str(caught.value)
+
+
+def test_a_storage_that_another_machine_is_just_making_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    class Busy(optuna.storages.RDBStorage):
+        def __init__(self, *given: object, **more: object) -> None:
+            if len(refused) < 2:
+                refused.append(1)
+                raise IntegrityError("UNIQUE constraint failed", None, Exception())
+            super().__init__(*given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", Busy)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert study_in(tmp_path).trials == []
+    assert len(refused) == 2
 
 
 def test_trials_that_ended_without_a_word_are_done_anew_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Direction = Literal["minimize", "maximize"]
 # By it a process of a trial finds the study: an address may hold a password, and settings are written to files.
 STORAGE = "SIAMESE_SAT_STUDY"
-HEARTBEAT, GRACE = 30, 120  # seconds
+HEARTBEAT, GRACE, ATTEMPTS = 30, 120, 5  # seconds, seconds, a second apart
 
 
 def need_optuna() -> None:
@@ -54,17 +55,25 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         InputError: it cannot be opened.
     """
     import optuna
+    from sqlalchemy.exc import DBAPIError
 
     waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs=waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-    except Exception as error:  # SQLAlchemy, its drivers and Alembic raise many kinds
-        lines = str(error).splitlines()
-        shown = url if "@" not in url else url.split("@", 1)[-1]  # what stands before it may be a password
-        raise InputError(
-            f"hparams_search.storage: {shown} cannot be opened ({lines[0] if lines else type(error).__name__}); "
-            "give sqlite:///<file>, or the URL of a database whose driver is installed."
-        ) from error
+    for left in range(ATTEMPTS - 1, -1, -1):
+        try:
+            return optuna.storages.RDBStorage(
+                url, engine_kwargs=waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE
+            )
+        except Exception as error:  # SQLAlchemy, its drivers and Alembic raise many kinds
+            if left and isinstance(error, DBAPIError):
+                time.sleep(1)  # another machine may be making the tables at this moment
+                continue
+            lines = str(error).splitlines()
+            shown = url if "@" not in url else url.split("@", 1)[-1]  # what stands before it may be a password
+            raise InputError(
+                f"hparams_search.storage: {shown} cannot be opened ({lines[0] if lines else type(error).__name__}); "
+                "give sqlite:///<file>, or the URL of a database whose driver is installed."
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
 
 
 def open_study(cfg: DictConfig, url: str, space: Mapping[str, Any], metric: str, direction: Direction) -> optuna.Study:

@@ -23,7 +23,7 @@ def warnings(
 ) -> list[str]:
     """What the watch said during a real training of nine steps."""
     patch.setattr(training, "_draw", lambda *a: None)
-    patch.setattr(training, "_complete_checkpoint", lambda *a: None)
+    patch.setattr(training, "complete_checkpoint", lambda *a: None)
     with caplog.at_level(logging.WARNING, "siamese_sat.model.collapse"):
         train(config(scenes, out, *QUICK, *more))
     return [r.getMessage() for r in caplog.records if r.name == "siamese_sat.model.collapse"]
