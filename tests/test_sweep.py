@@ -24,6 +24,9 @@ def main(cfg):
         raise InputError("seed=1 is unlucky; take another.")
     if cfg.seed == 2:
         sys.exit(2)
+    if cfg.seed == 9:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
     if cfg.seed == 3:
         raise ZeroDivisionError("a fault of our own")
     print("job of seed", cfg.seed, "ran")
@@ -63,6 +66,16 @@ def test_jobs_of_a_sweep_run_whatever_becomes_of_others(launcher: str, tmp_path:
     logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/*.log"))]
     assert "unlucky" in logs[0]
     assert "ZeroDivisionError" in logs[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_job_that_is_killed_ends_in_a_line(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.removesuffix('_local')}_launcher")
+    done = sweep(tmp_path, "4,9", f"hydra/launcher={launcher}")
+    assert done.returncode == 1
+    assert "error: a job's process was killed" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_status_of_a_sweep(tmp_path: Path) -> None:
