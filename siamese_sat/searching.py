@@ -28,6 +28,8 @@ from siamese_sat.outcome import SearchResult, conclude
 from siamese_sat.report.destination import destined, named
 from siamese_sat.scaleout.choose import open_pool
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.expansion import expand
 from siamese_sat.search.index.lance import lancedb_module
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.run import Workers
@@ -113,7 +115,13 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
     method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     if negatives:
         method = Unlike(method, negatives)
-    method.prepare(model, engine, exemplars, radiometry_rule(cfg.radiometry, model), list(scenes.values()))
+    rule = radiometry_rule(cfg.radiometry, model)
+
+    def prepare(shown: Sequence[Exemplar]) -> None:
+        method.prepare(model, engine, shown, rule, list(scenes.values()))
+
+    prepare(exemplars)
+    expand(method, prepare, exemplars, scenes, cfg.search.nms_iou, workers, **cfg.search.expansion)
     return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers)
 
 

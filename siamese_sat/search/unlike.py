@@ -47,6 +47,11 @@ class Unlike:
         """See `SearchMethod`."""
         return [name for name in self.method.classes if not name.startswith(MARK)]
 
+    @property
+    def box_scale(self) -> float:
+        """By what factor reported boxes are larger than what they show."""
+        return float(getattr(self.method, "box_scale", 1.0))
+
     def prepare(
         self,
         model: TrainedModel,
@@ -66,6 +71,7 @@ class Unlike:
         self.method.prepare(model, engine, [*exemplars, *marked], radiometry_of, scenes)
         names = self.method.classes
         mine = self.classes
+        self.against.clear()
         for number, name in enumerate(names):
             if name.startswith(MARK):
                 of = name.removeprefix(MARK)
