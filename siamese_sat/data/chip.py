@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -281,7 +281,8 @@ def _kept(file: Path | None) -> Tensor | None:
 
 def _save(file: Path, pixels: npt.NDArray[np.float32]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.stem}.{os.getpid()}.part")
+    # Processes of several machines may write to one cache.
+    partial = file.with_name(f"{file.stem}.{uuid.uuid4().hex}.part")
     with partial.open("wb") as stream:
         np.save(stream, pixels, allow_pickle=False)
     partial.replace(file)
