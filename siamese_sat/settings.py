@@ -72,6 +72,8 @@ SEARCH_WHOLE = {
     "query.levels": 1,
     "query.partitions": 1,
     "query.refine": 1,
+    "search.expansion.rounds": 0,
+    "search.expansion.hits": 1,
 }
 SEARCH_REAL = {
     "search.nms_iou": (0, 1),
@@ -79,6 +81,7 @@ SEARCH_REAL = {
     "search.method.object_size": (8, 1e4),
     "search.method.scale_step": (1.01, 10),
     "search.method.max_zoom": (0.01, 1000),
+    "search.expansion.least": (0, 1),
     "search.method.shrinkage": (0, 1),
     "search.method.box_scale": (0.1, 10),
     "search.method.tolerance": (0, 1),
