@@ -72,6 +72,7 @@ SEARCH_WHOLE = {
     "query.levels": 1,
     "query.partitions": 1,
     "query.refine": 1,
+    "search.method.deep_cells": 1,
     "search.expansion.rounds": 0,
     "search.expansion.hits": 1,
 }
@@ -81,6 +82,10 @@ SEARCH_REAL = {
     "search.method.object_size": (8, 1e4),
     "search.method.scale_step": (1.01, 10),
     "search.method.max_zoom": (0.01, 1000),
+    "search.method.contrast": (0, 1),
+    "search.method.deep_weight": (0, 100),
+    "search.method.size_spread": (0.01, 100),
+    "search.method.oblique_trust": (1e-6, 1),
     "search.expansion.least": (0, 1),
     "search.method.shrinkage": (0, 1),
     "search.method.box_scale": (0.1, 10),
@@ -93,6 +98,9 @@ SEARCH_REAL = {
     "engine.gpus": (0, 64),
     "engine.split_mpx": (0.01, 1e9),
 }
+# Numbers that may be null; of the others under these heads none may.
+NULL = ("search.method.max_zoom",)
+NOT_NULL = ("search.method.", "search.expansion.", "search.nms_iou", "search.min_valid", "search.batch_size")
 SEARCH_CHOICES = {
     "engine.name": ("local", "ray"),
     "mode": ("search", "index", "info", "remove", "export", "import"),
@@ -140,6 +148,13 @@ def check_search(cfg: DictConfig) -> None:
         InputError: a value that cannot be.
     """
     _check(cfg, SEARCH_WHOLE, SEARCH_REAL, SEARCH_CHOICES)
+    for name in (*SEARCH_WHOLE, *SEARCH_REAL):
+        head, _, key = name.rpartition(".")
+        given = OmegaConf.select(cfg, head)
+        if name.startswith(NOT_NULL) and name not in NULL and given is not None and given.get(key, 0) is None:
+            raise InputError(f"{name}=null: it must be a number.")
+    if cfg.index is not None and OmegaConf.select(cfg, "search.expansion.rounds"):
+        raise InputError("search.expansion is for searches without an index; set search.expansion.rounds=0.")
     if cfg.bands is not None:
         _check_bands("bands", cfg.bands)
     vector = OmegaConf.select(cfg, "output.vector") or []

@@ -32,7 +32,8 @@ def settings(*overrides: str) -> DictConfig:
         "search.method.views=2.5", "search.method.box_scale=-1", "search.method.samples=0", "output.vector=[shp]",
         "search.threshold=per_class", "exemplars.per_class=-1", "mode=info", "mode=foo", "query.candidates=0",
         "query.least=2", "search.expansion.rounds=-1", "search.expansion.hits=0", "search.expansion.least=2",
-        "search.method.max_zoom=0", "output.ranking=0", "indexing.vectors=both", "indexing.shrinkage=-1",
+        "search.method.max_zoom=0", "search.expansion.hits=null", "search.method.contrast=abc", "search.nms_iou=null",
+        "search.method.deep_weight=null", "output.ranking=0", "indexing.vectors=both", "indexing.shrinkage=-1",
     ],
 )  # fmt: skip
 def test_impossible_search_settings_are_named(override: str) -> None:

@@ -1,7 +1,8 @@
 """Where a class may be: coarsely everywhere, finely only where that promises, so that classes cost little.
 
 Cells are pooled two by two and kernels with them: a sixteenth of the products. A coarse cell stands for four places;
-those that it promises are compared in full, and what comes out is a peak of the full comparison, no approximation.
+those that look promising are compared in full. What comes out are peaks of the full comparison; a peak may be missed
+where pooling hides it, or beside a better one a few cells away.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ def find_peaks(
     Args:
         cells: ``[D, h + 2 * margin, w + 2 * margin]``, whitened.
         wanted: of the classes; their kernels are of one size.
-        least: cosine of a peak, class by class; with 0 or less, every peak is found, as by the full comparison alone.
+        least: cosine of a peak, class by class; with 0 or less every place is compared in full.
         valid: ``[h, w]`` where a peak may be.
         margin: cells beyond the tile on either side: half a template and `AROUND` at least. ``h`` and ``w`` begin at
             an even cell of the scene, or a tile's border would move the coarse grid.
-        most: coarse cells looked into for each class.
+        most: coarse cells looked into for each class, at most, the most promising.
         dtype: in which cells and kernels are multiplied.
     """
     size = wanted[0].kernels.shape[-1]

@@ -18,6 +18,7 @@ from torchvision.ops import box_iou
 from siamese_sat.data.scene import PixelBox, Scene
 from siamese_sat.errors import InputError
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.index.entry import scene_path
 from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.run import Workers, search_scenes
 
@@ -42,7 +43,8 @@ def expand(
     """Prepares a method again with the surest hits of what it finds, ``rounds`` times; each costs a whole search.
 
     What the user gave stays. Scores of the last search are calibrated on all exemplars, those that joined too: they
-    resemble each other because they were chosen so, which makes scores read a little low.
+    resemble each other because they were chosen so, which makes scores read a little low. A chip image does not say
+    where it was cut: one from the searched scenes finds itself as its surest hit and joins once more.
 
     Args:
         method: prepared.
@@ -59,10 +61,12 @@ def expand(
         The exemplars that it is prepared with now.
 
     Raises:
-        InputError: a setting is out of its range.
+        InputError: a setting is out of its range, or there is nothing to add to.
     """
     if rounds < 0 or hits < 1 or not 0 <= least <= 1:
         raise InputError("search.expansion: rounds must be 0 or more, hits 1 or more, least between 0 and 1.")
+    if rounds and not exemplars:
+        raise InputError("search.expansion adds to exemplars; give some, or set search.expansion.rounds=0.")
     now = list(exemplars)
     for _ in range(rounds):
         found = search_scenes(scenes, method, dict.fromkeys(method.classes, least), nms_iou, workers).detections
@@ -98,7 +102,8 @@ def surest(
             if Exemplar(str(name), scene, reported).cut:  # type: ignore[arg-type]
                 continue  # by the scene's border: a part of a thing would join
             box = _shrunk(reported, wider)  # type: ignore[arg-type]
-            known = [e.box for e in exemplars if e.class_name == name and e.scene.path == scene.path]
+            here = scene_path(scene.path)
+            known = [e.box for e in exemplars if e.class_name == name and scene_path(e.scene.path) == here]
             if known and float(box_iou(torch.tensor([box]), torch.tensor(known)).max()) > SAME:
                 continue
             joining.append(Exemplar(str(name), scene, box))

@@ -16,7 +16,7 @@ def ladder(
     step: float,
     least: int,
     most: int,
-    max_zoom: float = math.inf,
+    max_zoom: float | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Levels of each class: from one below its smallest exemplar to one above its largest.
 
@@ -27,7 +27,7 @@ def ladder(
         least: levels on either side of the median exemplar, at least.
         most: at most.
         max_zoom: level pixels per scene pixel, at most, or as many as the median exemplar's own level has: finer levels
-            cost by the square and show blurs.
+            cost by the square and show blurs. None: no limit.
 
     Returns:
         By class, scene pixels that become 128 level pixels, rising.
@@ -40,8 +40,9 @@ def ladder(
         high = math.floor(math.log(max(longer) / anchor) / ratio + 0.5) + 1
         low = max(min(low, middle - least), middle - most)
         high = min(max(high, middle + least), middle + most)
-        finest = math.ceil(math.log(object_size / max_zoom / anchor) / ratio - 1e-9) if math.isfinite(max_zoom) else low
-        low = max(low, min(finest, middle))
+        if max_zoom is not None:
+            finest = math.ceil(math.log(object_size / max_zoom / anchor) / ratio - 1e-9)
+            low = max(low, min(finest, middle))
         wanted = (anchor * step**k / object_size * UNIT for k in range(low, high + 1))
         found[name] = tuple(sorted({max(1, round(s)) for s in wanted}))
     return found

@@ -7,24 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def local_maxima(score: Tensor, least: float, valid: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of places that no neighbour exceeds, the ``most`` best.
-
-    Args:
-        score: ``[h + 2, w + 2]``: one more than is asked for on all sides, so that a border is no peak by itself.
-        least: score of a peak.
-        valid: ``[h, w]`` where one may be.
-        most: how many at most.
-    """
-    inner = score[1:-1, 1:-1]
-    peak = (inner >= F.max_pool2d(score[None, None], 3, stride=1)[0, 0]) & (inner >= least) & valid.to(score.device)
-    y, x = torch.nonzero(peak, as_tuple=True)
-    if len(y) > most:
-        best = inner[y, x].topk(most).indices
-        y, x = y[best], x[best]
-    return y, x
-
-
 def vertex(score: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Offset in cells, within half a cell, of the parabola's top through each peak and its neighbours, per axis."""
     found = []

@@ -57,7 +57,7 @@ class TemplateSearch:
         scale_step: ratio of neighbouring levels.
         min_levels: levels on either side of the median exemplar, at least.
         max_levels: at most.
-        max_zoom: level pixels per scene pixel, at most, unless the median exemplar itself is smaller.
+        max_zoom: level pixels per scene pixel, at most, unless the median exemplar itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
@@ -66,7 +66,7 @@ class TemplateSearch:
         box_scale: reported boxes are the exemplars' extent times this.
         samples: places, at most, from which the background's statistics are taken.
         least: raw scores below are no candidates.
-        most: candidates per class, scene and tile at most.
+        most: places, two cells by two, that are compared in full per class and tile, at most; the most promising.
         tile: level pixels of a tile.
         seed: of the sampled places.
     """
@@ -81,7 +81,7 @@ class TemplateSearch:
     scale_step: float = 1.25
     min_levels: int = 2
     max_levels: int = 4
-    max_zoom: float = 6.0
+    max_zoom: float | None = 6.0
     size_spread: float = 1.2
     contrast: float = 0.2
     dimensions: int = 128

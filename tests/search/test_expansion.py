@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +91,20 @@ def test_nothing_happens_without_rounds_and_it_ends_where_nothing_is_sure(scene:
 def test_settings_that_cannot_be(scene: Scene, settings: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"search\.expansion"):
         grown(Told(), scene, **settings)
+
+
+def test_an_exemplar_given_by_another_path_does_not_join_again(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = Told()
+    given = [replace(e, scene=replace(e.scene, path="a.tif")) for e in shown(scene)]
+    method.prepare(given)
+    found = expand(method, method.prepare, given, {"a": scene}, 0.1, rounds=1, hits=1)  # type: ignore[arg-type]
+    assert lefts(found, "boat") == [20, 40]
+
+
+def test_without_exemplars_there_is_nothing_to_add_to(scene: Scene) -> None:
+    """A training's own classes would give way to the few that have a sure hit."""
+    with pytest.raises(InputError, match="give some"):
+        expand(Told(), Told().prepare, [], {"a": scene}, 0.1, rounds=1)  # type: ignore[arg-type]

@@ -146,6 +146,32 @@ def test_a_scene_that_does_not_open_takes_nothing_of_the_one_before(tmp_path: Pa
     assert contents(store) == expected([a, b])
 
 
+@dataclass
+class Dying(Backwards):
+    """Workers that end with an error when so many scenes are done."""
+
+    after: int = 2
+    error: BaseException = field(default_factory=lambda: InputError("A worker process died."))
+
+    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+        yield from ((number, result) for number, result in sorted(super().run(work, items[: self.after])))
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [InputError("A worker process died."), KeyboardInterrupt()])
+def test_scenes_that_were_done_stay_when_the_workers_end(tmp_path: Path, error: BaseException) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abcd")]
+    store = new_store(tmp_path / "i")
+    with pytest.raises(type(error)), store.writing():
+        build(
+            store, [str(p) for p in paths], partial(open_scene, bands=[1]), Columns(), OneForAll(RADIOMETRY),
+            workers=Workers(Dying(error=error)),
+        )  # fmt: skip
+    assert contents(store) == expected(paths[:2])
+    assert fill(store, paths).kept == 2
+    assert contents(store) == expected(paths)
+
+
 @pytest.mark.parametrize("rows", [7, 50_000])
 def test_workers_fill_it_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(building, "ROWS", rows)
