@@ -81,7 +81,7 @@ class TemplateSearch:
     scale_step: float = 1.25
     min_levels: int = 2
     max_levels: int = 4
-    max_zoom: float | None = 6.0
+    max_zoom: float | None = 10.0
     size_spread: float = 1.2
     contrast: float = 0.2
     dimensions: int = 128
