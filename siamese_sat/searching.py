@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.datamodule import cut_to
 from siamese_sat.data.radiometry import Radiometry, band_names, estimate, for_imagenet_weights
-from siamese_sat.data.remote import S3, check_writable, fetched
+from siamese_sat.data.remote import S3, check_bucket, fetched
 from siamese_sat.data.scene import Scene, SceneReader, guess_bands, open_scene
 from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.device import pick_device, pick_precision
@@ -63,7 +63,7 @@ def search(cfg: DictConfig) -> SearchResult:
         if cfg.index is not None:
             lancedb_module()  # says what to install
             if str(cfg.index).startswith(S3):
-                check_writable(str(cfg.index))
+                check_bucket(str(cfg.index))
             from siamese_sat.archive import ask_archive  # it is made of what stands here
 
             result = ask_archive(cfg, folder, workers)

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from siamese_sat.data.remote import matching
+from siamese_sat.data.remote import matching, need_credentials
 from siamese_sat.data.source import list_scenes
 from siamese_sat.errors import InputError
 from siamese_sat.model import checkpoint
+from siamese_sat.report.destination import destined
 from siamese_sat.searching import SearchResult, search
 from tests.conftest import NORTH_UP, UTM33, write_scene
 from tests.search.conftest import Correlation, ground, plant, thing, write_checkpoint
@@ -168,6 +169,7 @@ def test_folders_and_globs(store: Any, tmp_path: Path) -> None:  # noqa: ANN401
         ("paths.output_dir=s3://no-such-bucket/found", "there is no bucket no-such-bucket"),
         ("index=s3://no-such-bucket/index", "there is no bucket no-such-bucket"),
         ("paths.output_dir=s3://someone:word@pictures/found", "takes no credentials"),
+        ("paths.output_dir=s3://someone:wo/rd@pictures/found", "takes no credentials"),
     ],
 )
 def test_what_is_not_there_is_one_sentence(run: Callable[..., SearchResult], setting: str, sentence: str) -> None:
@@ -204,3 +206,21 @@ def test_results_that_cannot_be_uploaded_stay_here(
     left = Path(str(told.value).split("all results lie in ")[1].rstrip("."))
     assert (left / "detections.csv").is_file()
     shutil.rmtree(left)
+
+
+def test_a_profile_that_is_not_there_is_one_sentence(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(InputError, match="AWS_PROFILE"):
+        need_credentials(f"s3://{BUCKET}/a.tif")
+
+
+def test_what_was_written_before_a_failure_is_kept_and_named(store: Any, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN401
+    with pytest.raises(KeyboardInterrupt), destined(f"s3://{BUCKET}/found") as folder:
+        (folder / "detections.csv").write_text("x")
+        raise KeyboardInterrupt
+    assert (folder / "detections.csv").read_text() == "x"
+    assert str(folder) in caplog.text
+    shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt), destined(f"s3://{BUCKET}/found") as folder:
+        raise KeyboardInterrupt
+    assert not folder.exists()

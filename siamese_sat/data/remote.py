@@ -54,13 +54,24 @@ def need_credentials(uri: str) -> None:
         InputError: there are none, boto3 is lacking, or ``uri`` holds some.
     """
     reach_s3()
-    if "@" in uri.split("/")[2]:
+    # No bucket's name holds a colon, and a secret may hold slashes.
+    if re.match(r"s3://[^/]*[:@]", uri):
         raise InputError("An s3:// address takes no credentials; they belong in the environment or ~/.aws.")
-    if not _unsigned() and boto3_module().Session().get_credentials() is None:
+    if not _unsigned() and _credentials() is None:
         raise InputError(
             f"{uri}: there are no credentials; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             f"AWS_NO_SIGN_REQUEST=YES for public buckets."
         )
+
+
+def _credentials() -> Any:  # noqa: ANN401 - botocore's
+    boto3 = boto3_module()
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return boto3.Session().get_credentials()
+    except BotoCoreError as error:
+        raise InputError(f"AWS credentials cannot be read ({error}); check AWS_PROFILE and ~/.aws.") from error
 
 
 def matching(uri: str) -> list[str]:
@@ -89,8 +100,8 @@ def matching(uri: str) -> list[str]:
     return [f"{S3}{bucket}/{k}" for k in keys]
 
 
-def check_writable(uri: str) -> None:
-    """Asks for the bucket before hours are spent on what is to be written there.
+def check_bucket(uri: str) -> None:
+    """Asks whether the bucket is there before hours are spent on what is to be written; not whether it may be written.
 
     Raises:
         InputError: it is not there, or not for us.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
-from siamese_sat.data.remote import S3, check_writable, upload
+from siamese_sat.data.remote import S3, check_bucket, upload
 from siamese_sat.errors import InputError
 from siamese_sat.progress import track
 
 # Written last: where it lies, the others lie too.
 LAST = "detections.csv"
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -36,12 +39,15 @@ def destined(target: str) -> Iterator[Path]:
             raise InputError(f"{target} cannot be made ({error.strerror}); choose another place.") from error
         yield folder
         return
-    check_writable(target)
+    check_bucket(target)
     folder = Path(mkdtemp(prefix="siamese-sat-"))
     try:
         yield folder
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        if any(p.is_file() for p in folder.rglob("*")):
+            log.error("What had been written lies in %s.", folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == LAST, p))
     for file in track(files, "Uploading", unit="files"):
