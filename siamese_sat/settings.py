@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +101,10 @@ SEARCH_REAL = {
 }
 # Numbers that may be null; of the others under these heads none may.
 NULL = ("search.method.max_zoom",)
-NOT_NULL = ("search.method.", "search.expansion.", "search.nms_iou", "search.min_valid", "search.batch_size")
+NOT_NULL = (
+    "search.method.", "search.expansion.", "search.nms_iou", "search.min_valid", "search.batch_size", "engine.cpus",
+    "engine.gpus", "engine.split_mpx",
+)  # fmt: skip
 SEARCH_CHOICES = {
     "engine.name": ("local", "ray"),
     "mode": ("search", "index", "info", "remove", "export", "import"),
@@ -123,6 +127,16 @@ def check_training(cfg: DictConfig) -> None:
         InputError: a value that cannot be.
     """
     _check(cfg, WHOLE, REAL, CHOICES)
+    # Within a search for settings, the folder is not known yet.
+    if _remote(OmegaConf.select(cfg, "paths.output_dir", throw_on_resolution_failure=False)):
+        raise InputError(
+            f"paths.output_dir={cfg.paths.output_dir}: training writes to a folder on this machine; copy best.ckpt to "
+            "s3:// afterwards."
+        )
+    if _remote(cfg.get("ckpt_path")):
+        raise InputError(
+            f"ckpt_path={cfg.ckpt_path}: training resumes from a file on this machine; copy it here and give its path."
+        )
     metric, mode = OmegaConf.select(cfg, "monitor.metric"), OmegaConf.select(cfg, "monitor.mode")
     wanted = "min" if str(metric).endswith(LESS_IS_BETTER) else "max"
     if metric is not None and mode != wanted:
@@ -153,6 +167,13 @@ def check_search(cfg: DictConfig) -> None:
         given = OmegaConf.select(cfg, head)
         if name.startswith(NOT_NULL) and name not in NULL and given is not None and given.get(key, 0) is None:
             raise InputError(f"{name}=null: it must be a number.")
+    devices, gpus = OmegaConf.select(cfg, "engine.devices"), OmegaConf.select(cfg, "engine.gpus")
+    if devices is not None and (not isinstance(devices, ListConfig) or not devices):
+        raise InputError(f"engine.devices={devices!s} must list devices, such as [cuda:0,cuda:1], or be null.")
+    if gpus is not None and gpus > 1 and gpus != int(gpus):
+        raise InputError(f"engine.gpus={gpus}: Ray gives a worker whole GPUs, or a part of one.")
+    if gpus == 0 and str(OmegaConf.select(cfg, "search.device")).startswith("cuda"):
+        raise InputError(f"search.device={cfg.search.device} needs engine.gpus above 0.")
     if cfg.index is not None and OmegaConf.select(cfg, "search.expansion.rounds"):
         raise InputError("search.expansion is for searches without an index; set search.expansion.rounds=0.")
     if cfg.bands is not None:
@@ -190,6 +211,11 @@ def _check(
 def _check_bands(name: str, bands: Any) -> None:  # noqa: ANN401 - a setting may be anything
     if not isinstance(bands, ListConfig) or not bands or not all(_whole(b) and b > 0 for b in bands):
         raise InputError(f"{name}={bands!s} must list band numbers from 1 up, such as [3,2,1].")
+
+
+def _remote(path: Any) -> bool:  # noqa: ANN401 - a setting may be anything
+    """Whether it is an address, of which a path would make a folder called ``s3:``."""
+    return path is not None and re.match(r"\w[\w+.-]+:/", str(path)) is not None
 
 
 def _whole(value: Any) -> bool:  # noqa: ANN401 - a setting may be anything

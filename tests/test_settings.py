@@ -123,3 +123,17 @@ def test_boxes_turn_with_what_leans() -> None:
     assert trust.tolist() == [1, 0.1] * 4
     # A disc keeps its box whichever way it is turned.
     assert view_sides((49.0, 49.0), 0.0, 8, 49.0, 0.1)[0] == pytest.approx(49)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.devices=[]"], ["engine.devices=2"], ["engine.devices=cpu"], ["engine.split_mpx=null"],
+        ["engine.gpus=1.5", "engine=ray"], ["engine.cpus=null", "engine=ray"],
+        ["engine.gpus=0", "engine=ray", "search.device=cuda"], ["search.expansion.rounds=1", "index=archive"],
+    ],
+)  # fmt: skip
+def test_impossible_engines_and_expansions_are_named(overrides: list[str]) -> None:
+    with pytest.raises(InputError) as told:
+        check_search(settings(*overrides))
+    assert overrides[0].split("=")[0] in str(told.value)
