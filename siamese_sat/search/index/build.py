@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -17,7 +17,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
-from siamese_sat.search.index.embed import Embed, Head, readings
+from siamese_sat.search.index.embed import Embed, Head, Reading, readings
 from siamese_sat.search.index.encoder import Encoded, Encoder
 from siamese_sat.search.index.entry import Signature, degrees, scene_path, signature, to_json
 from siamese_sat.search.index.schema import MAP, Entry, entries_of, scene_schema, window_schema
@@ -100,7 +100,7 @@ def build(
     with progress() as bar:
         task = bar.add_task("Indexing", total=len(todo), unit="scenes")
         embed = Embed(open_scene, encoder, radiometry_of)
-        for path, reading in zip(todo, readings(todo, embed, workers), strict=True):
+        for path, reading in zip(todo, _kept(readings(todo, embed, workers), filler.flush), strict=True):
             try:
                 head, parts = reading()
                 filler.begin(head, known.get(path))
@@ -121,6 +121,18 @@ def build(
         log.info("Index %s.", {"exact": "small enough to be compared whole"}.get(done, done))
     built.seconds = time.perf_counter() - started
     return built
+
+
+def _kept(found: Iterator[Reading], keep: Callable[[], None]) -> Iterator[Reading]:
+    """The same; where workers end before the work does, what came whole is kept first.
+
+    Not round the loop: there a commit may be what failed, and half a scene may be at hand.
+    """
+    try:
+        yield from found
+    except (Exception, KeyboardInterrupt):
+        keep()
+        raise
 
 
 class _Filler:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, open_scene
 from siamese_sat.errors import InputError
+from siamese_sat.scaleout.pool import Item, Work
 from siamese_sat.search.index import build as building
 from siamese_sat.search.index.build import build, outdated
 from siamese_sat.search.index.encoder import Encoded
