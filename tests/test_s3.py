@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
+from siamese_sat.data import remote
 from siamese_sat.data.remote import matching, need_credentials
 from siamese_sat.data.source import list_scenes
 from siamese_sat.errors import InputError
 from siamese_sat.model import checkpoint
+from siamese_sat.report import destination
 from siamese_sat.report.destination import destined
 from siamese_sat.searching import SearchResult, search
 from tests.conftest import NORTH_UP, UTM33, write_scene
@@ -134,10 +137,16 @@ def test_no_credential_is_written_or_said(
         run(f"scenes=s3://{BUCKET}/scenes/")
         with pytest.raises(InputError) as refused:
             run("paths.output_dir=s3://no-such-bucket/found")
+        told = [str(refused.value)]
+        address = f"s3://someone:{SECRET}/{SECRET}@{BUCKET}/scenes"
+        for setting in (f"scenes={address}/", f"scenes={address}/a.tif", f"ckpt_path={address}", f"index={address}"):
+            with pytest.raises(InputError, match="takes no credentials") as refused:
+                run(setting)
+            told.append(str(refused.value))
     mine = [r for r in caplog.records if r.name.startswith("siamese_sat")]
     assert mine
     assert not any(SECRET in r.getMessage() for r in mine)
-    assert SECRET not in str(refused.value)
+    assert not any(SECRET in sentence for sentence in told)
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
     for key in keys(store):
         assert SECRET.encode() not in store.get_object(Bucket=BUCKET, Key=key)["Body"].read()
@@ -192,11 +201,23 @@ def test_a_store_that_does_not_answer(run: Callable[..., SearchResult]) -> None:
         run(f"paths.output_dir=s3://{BUCKET}/found")
 
 
+def test_a_store_that_says_nothing_is_asked_twice(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401
+    monkeypatch.setattr(remote, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0.1)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(InputError, match="cannot be reached"):
+            remote.check_bucket(f"s3://{BUCKET}/found")
+        asked = [silent.accept()[0] for _ in range(2)]
+        with pytest.raises(TimeoutError):
+            silent.accept()
+    for connection in asked:
+        connection.close()
+
+
 def test_results_that_cannot_be_uploaded_stay_here(
     run: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from siamese_sat.report import destination
-
     def refused(file: Path, uri: str) -> None:
         raise InputError(f"{uri}: the object store refused (AccessDenied); check the credentials' rights.")
 
@@ -206,6 +227,20 @@ def test_results_that_cannot_be_uploaded_stay_here(
     left = Path(str(told.value).split("all results lie in ")[1].rstrip("."))
     assert (left / "detections.csv").is_file()
     shutil.rmtree(left)
+
+
+def test_results_stay_here_when_the_upload_is_stopped(
+    store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture  # noqa: ANN401
+) -> None:  # fmt: skip
+    def stopped(file: Path, uri: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(destination, "upload", stopped)
+    with pytest.raises(KeyboardInterrupt), destined(f"s3://{BUCKET}/found") as folder:
+        (folder / "detections.csv").write_text("x")
+    assert (folder / "detections.csv").is_file()
+    assert str(folder) in caplog.text
+    shutil.rmtree(folder)
 
 
 def test_a_profile_that_is_not_there_is_one_sentence(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ANN401

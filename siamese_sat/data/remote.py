@@ -17,6 +17,8 @@ from siamese_sat.errors import InputError
 
 S3 = "s3://"
 WILD = re.compile(r"[*?\[]")
+# Seconds in which a store must take a connection, and answer when it is first asked.
+ANSWER = 10.0
 
 
 def reach_s3() -> None:
@@ -104,11 +106,12 @@ def check_bucket(uri: str) -> None:
     """Asks whether the bucket is there before hours are spent on what is to be written; not whether it may be written.
 
     Raises:
-        InputError: it is not there, or not for us.
+        InputError: it is not there, or not for us, or the store does not answer soon.
     """
     need_credentials(uri)
     with _telling(uri):
-        _client().head_bucket(Bucket=split(uri)[0])
+        client = _client(read_timeout=ANSWER, retries={"total_max_attempts": 2})
+        client.head_bucket(Bucket=split(uri)[0])
 
 
 def upload(file: Path, uri: str) -> None:
@@ -158,13 +161,13 @@ def _unsigned() -> bool:
     return os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
 
 
-def _client() -> Any:  # noqa: ANN401 - boto3 has no types
-    if not _unsigned():
-        return boto3_module().client("s3")
+def _client(**settings: Any) -> Any:  # noqa: ANN401 - boto3 has no types
+    boto3 = boto3_module()
     from botocore import UNSIGNED
     from botocore.config import Config
 
-    return boto3_module().client("s3", config=Config(signature_version=UNSIGNED))
+    signature = {"signature_version": UNSIGNED} if _unsigned() else {}
+    return boto3.client("s3", config=Config(connect_timeout=ANSWER, **signature, **settings))
 
 
 @contextmanager

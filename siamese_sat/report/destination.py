@@ -29,7 +29,8 @@ def destined(target: str) -> Iterator[Path]:
         target: a folder, which is made, or ``s3://bucket/path``.
 
     Raises:
-        InputError: it cannot be written. What has been found stays in the local folder that is named then.
+        InputError: it cannot be written. Whatever ends the block or the copying, what has been written stays in the
+            local folder, which is named then.
     """
     if not target.startswith(S3):
         folder = Path(target)
@@ -43,19 +44,23 @@ def destined(target: str) -> Iterator[Path]:
     folder = Path(mkdtemp(prefix="siamese-sat-"))
     try:
         yield folder
+        files = sorted(_files(folder), key=lambda p: (p.name == LAST, p))
+        for file in track(files, "Uploading", unit="files"):
+            try:
+                upload(file, named(file, folder, target))
+            except InputError as error:
+                raise InputError(f"{str(error).rstrip('.')}; all results lie in {folder}.") from error
     except BaseException:
-        if any(p.is_file() for p in folder.rglob("*")):
+        if _files(folder):
             log.error("What had been written lies in %s.", folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: (p.name == LAST, p))
-    for file in track(files, "Uploading", unit="files"):
-        try:
-            upload(file, named(file, folder, target))
-        except InputError as error:
-            raise InputError(f"{str(error).rstrip('.')}; all results lie in {folder}.") from error
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def named(file: Path, folder: Path, target: str) -> str:
