@@ -13,6 +13,8 @@ from siamese_sat.errors import InputError
 
 # As torchrun, Lightning, SLURM and whoever starts one process a machine by hand say it.
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+# As gloo and NCCL say that the other end of a connection went away; what else they raise is a fault of its own.
+GONE = ("closed by peer", "reset by peer", "remote process exited")
 
 
 def is_first() -> bool:
@@ -38,12 +40,16 @@ def end_together(error: Exception, processes: Sequence[subprocess.Popen[bytes]])
         processes: those started, ranks 1 and up.
 
     Returns:
-        The error to raise: where another process went first, and so the connection to it, a sentence that says it.
+        The error to raise: where another process went first, and so the connection to it, a sentence that says it and
+        ends in what the connection's end was called here.
     """
-    lost = isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl", "peer"))
+    lost = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in GONE)
     if lost:
         time.sleep(1)  # the one that failed says why, and goes
     for process in processes:
         if process.poll() is None:
             process.kill()
-    return InputError("Another process of this training failed, for the reason that it gave.") if lost else error
+    if not lost:
+        return error
+    first = str(error).splitlines()[0]
+    return InputError(f"Another process of this training failed, for the reason that it gave; here it was: {first}")

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,9 +243,32 @@ def test_what_ends_a_training_is_told_apart_from_what_it_ends() -> None:
     waiting = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     assert end_together(own, [waiting]) is own
     assert waiting.wait(timeout=10) == -9
-    lost = end_together(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), [waiting])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:9",
+        "[gloo/transport/tcp/pair.cc:525] Read error [127.0.0.1]:9: Connection reset by peer",
+        "NCCL error: remote process exited or there was a network error, NCCL version 2.27\nncclRemoteError: ...",
+    ],
+)
+def test_a_process_that_lost_another_says_so(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    lost = end_together(RuntimeError(said), [])
     assert isinstance(lost, InputError)
-    assert "Another process" in str(lost)
+    assert str(lost).startswith("Another process of this training failed")
+    assert str(lost).endswith(said.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["NCCL error: unhandled cuda error, out of memory", "[gloo/transport/tcp/device.cc] Unable to resolve hostname",
+     "The peer access of these devices is not supported"],
+)  # fmt: skip
+def test_a_fault_of_its_own_is_not_put_on_another_process(said: str) -> None:
+    own = RuntimeError(said)
+    assert end_together(own, []) is own
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
