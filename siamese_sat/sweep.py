@@ -15,6 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from siamese_sat.report.files import replacing
+
 log = logging.getLogger(__name__)
 
 
@@ -83,8 +85,8 @@ def run_job(task: Callable[[], Any], explain: Callable[[BaseException], str | No
         log.error(sentence or "This job failed.", exc_info=sentence is None)
         job = Job(job.number, job.settings, 1, sentence or f"{type(error).__name__}: {error}")
     notes = Path(hydra.runtime.cwd) / hydra.sweep.dir / ".jobs"
-    notes.mkdir(parents=True, exist_ok=True)
-    (notes / f"{job.number}.json").write_text(json.dumps(asdict(job)), encoding="utf-8")
+    with replacing(notes / f"{job.number}.json") as temporary:
+        temporary.write_text(json.dumps(asdict(job)), encoding="utf-8")
     return result
 
 
@@ -97,7 +99,8 @@ def report() -> int:
     """
     if Notes.folder is None:
         return 0
-    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in Notes.folder.glob("*.json")]
+    # One begun by a job that was killed meanwhile has another name.
+    jobs = [Job(**json.loads(path.read_text(encoding="utf-8"))) for path in Notes.folder.glob("[0-9]*.json")]
     failed = sorted((job for job in jobs if job.status), key=lambda job: job.number)
     if not failed:
         return 0

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 
 from siamese_sat.door import explain
+from siamese_sat.errors import InputError
+from siamese_sat.sweep import Notes, report, run_job
 
 ROOT = Path(__file__).resolve().parents[1]
 DOOR = """
@@ -88,6 +92,30 @@ def test_the_status_of_a_sweep(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("error: There is no setting nonsense")
     assert "ran" not in wrong.stdout
+
+
+@pytest.mark.parametrize("left_by", ["a full disk", "a kill"])
+def test_a_note_is_whole_or_not_there(left_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"job": {"num": 1}, "overrides": {"task": ["seed=1"]}, "runtime": {"cwd": str(tmp_path), "output_dir": "x"},
+            "sweep": {"dir": "sweep"}}  # fmt: skip
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: OmegaConf.create(told)))
+    monkeypatch.setattr(Notes, "folder", tmp_path / "sweep" / ".jobs")
+    write, unlink = Path.write_text, Path.unlink
+
+    def half(path: Path, text: str, **how: str) -> int:
+        write(path, text[: len(text) // 2], **how)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    if left_by == "a kill":  # nobody clears away
+        monkeypatch.setattr(Path, "unlink", lambda path: None)
+    with pytest.raises((InputError, OSError), match="No space left"):
+        run_job(lambda: sys.exit(2), explain)
+    assert report() == 0
+    monkeypatch.setattr(Path, "write_text", write)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    run_job(lambda: sys.exit(2), explain)
+    assert report() == 2
 
 
 def test_a_sweep_shows_every_traceback_to_who_asks(tmp_path: Path) -> None:
