@@ -53,5 +53,5 @@ def train_apart(overrides: Sequence[str], folder: str | Path) -> TrainingResult:
     if run.returncode:
         raise InputError(sentence or f"The training ended with status {run.returncode}; see the log in {folder}.")
     figures = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    pruned = bool(figures.pop("pruned", False))
-    return TrainingResult(folder / "checkpoints" / "best.ckpt", folder, figures, pruned)
+    pruned, checkpoint = bool(figures.pop("pruned")), folder / figures.pop("checkpoint")
+    return TrainingResult(checkpoint, folder, figures, pruned)

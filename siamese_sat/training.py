@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -150,7 +151,7 @@ def _finish(cfg: DictConfig, trainer: L.Trainer, data: ChipDataModule, folder: P
         metrics["best"] = float(keeper.best_model_score)
     pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        told = {**metrics, "pruned": True} if pruned else metrics
+        told = {**metrics, "checkpoint": os.path.relpath(best, folder.resolve()), "pruned": pruned}
         (folder / METRICS).write_text(json.dumps(told, indent=2), encoding="utf-8")
     if trainer.is_global_zero and not pruned:
         complete_checkpoint(best, data, trainer.strategy.root_device, folder, cfg.seed)

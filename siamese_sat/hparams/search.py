@@ -156,6 +156,7 @@ def _trial(plan: Plan, trial: optuna.Trial, settings: Sequence[str]) -> float:
         result = train(cfg)
     if result.pruned:
         raise optuna.TrialPruned
+    trial.set_user_attr("checkpoint", str(result.checkpoint))
     return monitored(result, plan.returned)
 
 
@@ -196,7 +197,7 @@ def _told(study: optuna.Study, plan: Plan, command: str) -> float:
         raise InputError(f"No trial ended well; the last one: {reasons[-1] if reasons else 'see the log'}")
     draw_study(study, plan.metric, plan.folder)
     best = study.best_trial
-    place = Path(best.user_attrs["folder"]) / "checkpoints" / "best.ckpt"
+    place = Path(best.user_attrs["checkpoint"])
     again = shlex.join([*shlex.split(command), *plan.base, *as_overrides(best.params)])
     trials_table(trials, plan.metric, Finding(best.number, study.best_value, place, again))
     log.info("Trials and pictures: %s", plan.folder)
