@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError
 from siamese_sat.apart import starts_processes
 from siamese_sat.errors import InputError
 from siamese_sat.hparams.grammar import as_overrides, quoted, without, written
-from siamese_sat.hparams.search import search_settings
+from siamese_sat.hparams.search import _noted, search_settings
 from siamese_sat.hparams.space import distributions, suggest
 from siamese_sat.hparams.study import claim, counted, need_optuna, open_study, revive, sampler, storage_url
 from siamese_sat.model.checkpoint import load_model
@@ -157,15 +157,79 @@ def test_trials_that_ended_without_a_word_are_done_anew_once(tmp_path: Path) -> 
     elsewhere.set_user_attr("host", socket.gethostname() + "-other")
     elsewhere.set_user_attr("pid", NO_PROCESS)
     assert counted(study) == 5
-    assert revive(study) == 1
+    revive(study)
     states = [t.state for t in study.trials]
     assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING,
                       TrialState.WAITING]  # fmt: skip
     assert counted(study) == 4, "a complete one, one that failed for a reason, two that run"
-    assert revive(study) == 0, "it waits already"
+    revive(study)
+    assert len(study.trials) == 6, "it waits already"
     again = study.ask()
     assert suggest(again, space) == as_overrides(killed.params)
     assert again.user_attrs["again"] == killed.number
+
+
+def test_a_trial_that_is_just_being_claimed_is_let_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_in(tmp_path)
+    trial = study.ask()
+    note = trial.set_user_attr
+
+    def once(name: str, value: object) -> None:
+        note(name, value)
+        raise InterruptedError
+
+    monkeypatch.setattr(trial, "set_user_attr", once)
+    monkeypatch.setattr(os, "getpid", lambda: NO_PROCESS)
+    with pytest.raises(InterruptedError):
+        claim(trial)
+    monkeypatch.undo()
+    revive(study)
+    assert [t.state for t in study.trials] == [TrialState.RUNNING]
+
+
+def test_of_two_that_see_a_trial_die_one_does_it_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = study_in(tmp_path), study_in(tmp_path)
+    trial = first.ask()
+    claim(trial)
+    trial.set_user_attr("pid", NO_PROCESS)
+    seen = second.get_trials(states=(TrialState.RUNNING,))
+    revive(first)
+    found = second.get_trials
+    # As it stood when both looked, before either told the study; nor is seen what was enqueued meanwhile.
+    monkeypatch.setattr(second, "get_trials", lambda states=None, **how: seen if states else found(**how)[:1])
+    revive(second)
+    assert [t.state for t in first.trials] == [TrialState.FAIL, TrialState.WAITING]
+
+
+def test_a_machine_that_gives_no_sign_of_life_has_its_trial_done_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_in(tmp_path)
+    silent, noted = study.ask(), study.ask()
+    noted.set_user_attr("error", "too large")
+    stale = [silent._trial_id, noted._trial_id]
+    monkeypatch.setattr(study._storage, "_get_stale_trial_ids", lambda study_id: stale)
+    # Optuna itself looks for them too, before it begins a trial.
+    study.optimize(lambda trial: float(trial.user_attrs["again"] == silent.number), n_trials=1)
+    assert [t.state for t in study.trials] == [TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[-1].value == 1
+
+
+def test_a_trial_that_the_keyboard_stops_is_done_anew(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+
+    def stopped(trial: optuna.Trial) -> float:
+        def run() -> float:
+            trial.suggest_float("x", 0, 1)
+            raise KeyboardInterrupt
+
+        return _noted(trial, run, 1)
+
+    with pytest.raises(KeyboardInterrupt):
+        study.optimize(stopped, n_trials=1)
+    done, waits = study.trials
+    assert (done.state, waits.state) == (TrialState.FAIL, TrialState.WAITING)
+    assert waits.system_attrs["fixed_params"] == done.params
 
 
 def test_a_study_taken_up_draws_what_an_uninterrupted_one_would() -> None:
@@ -304,7 +368,7 @@ def test_a_search_that_was_killed_goes_on_where_it_was(scenes: Path, tmp_path: P
     second = driven(tmp_path, chosen)
     out, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
-    assert "1 trial(s) ended without a word" in out
+    assert "Trial 4 was cut short" in out
     after = optuna.load_study(study_name="train", storage=storage_url(None, tmp_path / "out")).trials
     assert len(after) == 9
     assert [(t.params, t.value, t.datetime_complete) for t in after[:4]] == [

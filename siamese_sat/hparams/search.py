@@ -22,7 +22,17 @@ from siamese_sat.door import CONF, explain
 from siamese_sat.errors import InputError
 from siamese_sat.hparams.grammar import as_overrides, without, written
 from siamese_sat.hparams.space import distributions, suggest
-from siamese_sat.hparams.study import STORAGE, claim, counted, need_optuna, open_study, revive, sampler, storage_url
+from siamese_sat.hparams.study import (
+    STORAGE,
+    claim,
+    counted,
+    give_back,
+    need_optuna,
+    open_study,
+    revive,
+    sampler,
+    storage_url,
+)
 from siamese_sat.report.study import Finding, draw_study, trials_table, write_trials
 from siamese_sat.settings import LESS_IS_BETTER, check_training
 from siamese_sat.training import monitored, train
@@ -107,9 +117,7 @@ def search_settings(cfg: DictConfig, overrides: Sequence[str], command: str = "p
         return _noted(trial, lambda: _trial(plan, trial, suggest(trial, space)), ours.n_trials)
 
     while True:
-        again = revive(study)
-        if again:
-            log.info("%d trial(s) ended without a word: they are done anew.", again)
+        revive(study)
         if counted(study) >= ours.n_trials:
             break
         study.sampler = sampler(ours, len(study.get_trials(deepcopy=False)))
@@ -169,6 +177,9 @@ def _noted(trial: optuna.Trial, run: Callable[[], float], count: int) -> float:
         value = run()
     except optuna.TrialPruned:
         log.info("Trial %d: pruned after %.0f s.", trial.number, time.monotonic() - begun)
+        raise
+    except KeyboardInterrupt:
+        give_back(trial.study, trial)
         raise
     except Exception as error:
         reason = (

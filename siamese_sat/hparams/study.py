@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,9 @@ from siamese_sat.errors import InputError
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
+
+log = logging.getLogger(__name__)
 
 Direction = Literal["minimize", "maximize"]
 # By it a process of a trial finds the study: an address may hold a password, and settings are written to files.
@@ -61,8 +65,9 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     for left in range(ATTEMPTS - 1, -1, -1):
         try:
             return optuna.storages.RDBStorage(
-                url, engine_kwargs=waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE
-            )
+                url, engine_kwargs=waiting, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+                heartbeat_stale_trial_callback=give_back,
+            )  # fmt: skip
         except Exception as error:  # SQLAlchemy, its drivers and Alembic raise many kinds
             if left and isinstance(error, DBAPIError):
                 time.sleep(1)  # another machine may be making the tables at this moment
@@ -129,34 +134,41 @@ def sampler(cfg: DictConfig, number: int) -> optuna.samplers.BaseSampler:
 
 
 def claim(trial: optuna.Trial) -> None:
-    """Notes which process runs a trial."""
-    trial.set_user_attr("host", socket.gethostname())
+    """Notes which process runs a trial; the machine last, since whoever reads its name looks for the process there."""
     trial.set_user_attr("pid", os.getpid())
+    trial.set_user_attr("host", socket.gethostname())
 
 
-def revive(study: optuna.Study) -> int:
+def give_back(study: optuna.Study, trial: optuna.Trial | FrozenTrial) -> None:
+    """Lets the settings of a trial that nobody ends wait for the next free process.
+
+    Called by the one that told the study so, and by no other: several that see it at one moment would each do it.
+    """
+    again = {t.user_attrs.get("again") for t in study.get_trials(deepcopy=False)}
+    if "error" not in trial.user_attrs and trial.number not in again:
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+        log.info("Trial %d was cut short: it is done anew.", trial.number)
+
+
+def revive(study: optuna.Study) -> None:
     """Gives trials that ended without a word, by a kill or a fault of the machine, back to be done anew.
 
     Of this machine: those whose process is gone. Of others: those that gave no sign of life for two minutes. They stay
     in the study as failed, and their settings wait for the next free process.
-
-    Returns:
-        How many.
     """
     import optuna
+    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         attributes = trial.user_attrs
         if attributes.get("host") == socket.gethostname() and not _alive(attributes["pid"]):
-            study.tell(trial.number, state=TrialState.FAIL)
+            try:
+                study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, UpdateFinishedTrialError):  # another process was first
+                continue
+            give_back(study, trial)
     optuna.storages.fail_stale_trials(study)
-    trials = study.get_trials(deepcopy=False)
-    again = {t.user_attrs.get("again") for t in trials}
-    lost = [t for t in trials if t.state == TrialState.FAIL and "error" not in t.user_attrs and t.number not in again]
-    for trial in lost:
-        study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
-    return len(lost)
 
 
 def counted(study: optuna.Study) -> int:
