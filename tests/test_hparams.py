@@ -23,7 +23,7 @@ from siamese_sat.apart import starts_processes
 from siamese_sat.errors import InputError
 from siamese_sat.hparams.grammar import as_overrides, quoted, without, written
 from siamese_sat.hparams.search import _noted, search_settings
-from siamese_sat.hparams.space import distributions, suggest
+from siamese_sat.hparams.space import distributions, each_choice, suggest
 from siamese_sat.hparams.study import claim, counted, need_optuna, open_study, revive, sampler, storage_url
 from siamese_sat.model.checkpoint import load_model
 from tests.model.conftest import ROOT, make_labelled, settings
@@ -85,6 +85,13 @@ def test_every_kind_of_range_is_drawn_within_its_ends() -> None:
     assert drawn["b"] == {"2", "4", "6", "8"}
     assert len(drawn["c"]) == 40
     assert drawn["d"] == {"null", "supcon", "3", "[layer3, layer4]"}
+
+
+def test_every_choice_stands_in_some_settings() -> None:
+    space = distributions({"loss": ["a", "b", None], "x": {"low": 1, "high": 4}, "y": [7]})
+    assert each_choice(space) == [
+        ["loss=a", "x=1", "y=7"], ["loss=b", "x=1", "y=7"], ["loss=null", "x=1", "y=7"], ["loss=a", "x=4", "y=7"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,10 @@ def test_a_study_taken_up_draws_what_an_uninterrupted_one_would() -> None:
         ("hparams_search.n_trials=0", r"n_trials=0 must be a whole number"),
         ("hparams_search.space={optimizr.lr: [1]}", "Could not override 'optimizr.lr'"),
         ("hparams_search.space={loss: [nonsense]}", "Could not find 'loss/nonsense'"),
+        ("hparams_search.space={loss: [supcon, nonsense]}", "Could not find 'loss/nonsense'"),
         ("hparams_search.space={seed: [-1, 1]}", "seed=-1"),
+        ("hparams_search.space={loss: [supcon, triplet], seed: [1, 2, -1]}", "seed=-1"),
+        ("hparams_search.space={data.val_fraction: {low: 0.1, high: 2.5}}", r"data\.val_fraction=2\.5"),
         ("hparams_search.space=3", r"hparams_search\.space must give"),
     ],
 )

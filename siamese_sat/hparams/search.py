@@ -21,7 +21,7 @@ from siamese_sat.apart import starts_processes, train_apart
 from siamese_sat.door import CONF, explain
 from siamese_sat.errors import InputError
 from siamese_sat.hparams.grammar import as_overrides, without, written
-from siamese_sat.hparams.space import distributions, suggest
+from siamese_sat.hparams.space import distributions, each_choice, suggest
 from siamese_sat.hparams.study import (
     STORAGE,
     claim,
@@ -104,8 +104,8 @@ def search_settings(cfg: DictConfig, overrides: Sequence[str], command: str = "p
     except OSError as error:
         raise InputError(f"{folder} cannot be made ({error.strerror}); set paths.output_dir.") from error
     base = without(overrides, [*space, "paths.output_dir"])
-    first = [f"{n}={written(d.low) if hasattr(d, 'low') else d.choices[0]}" for n, d in space.items()]  # type: ignore[attr-defined]
-    check_training(_composed([*base, *first]))  # a misspelt setting is told before any training
+    for settings in each_choice(space):  # what cannot be is told before any training
+        check_training(_composed([*base, *settings]))
     url = storage_url(ours.storage, folder)
     study = open_study(ours, url, ranges, metric, "minimize" if metric.endswith(LESS_IS_BETTER) else "maximize")
     os.environ[STORAGE] = url

@@ -50,6 +50,22 @@ def distributions(space: Mapping[str, Range]) -> dict[str, optuna.distributions.
     return found
 
 
+def each_choice(space: Mapping[str, optuna.distributions.BaseDistribution]) -> list[list[str]]:
+    """Settings as overrides, in which together every choice, and both ends of every range, stand at least once.
+
+    One for each choice, not for each combination: the first of all, then each further one among the others' first.
+    """
+    options = {
+        name: list(
+            getattr(one, "choices", None) or dict.fromkeys(written(getattr(one, end)) for end in ("low", "high"))
+        )
+        for name, one in space.items()
+    }
+    first = {name: of[0] for name, of in options.items()}
+    others = [{**first, name: option} for name, of in options.items() for option in of[1:]]
+    return [[f"{name}={value}" for name, value in chosen.items()] for chosen in (first, *others)]
+
+
 def suggest(trial: optuna.Trial, space: Mapping[str, optuna.distributions.BaseDistribution]) -> list[str]:
     """The trial's settings as overrides of the command line."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
