@@ -105,9 +105,9 @@ def test_a_range_that_cannot_be_is_named(values: object) -> None:
         distributions({})
 
 
-def study_in(folder: Path, **changed: object) -> optuna.Study:
+def study_in(folder: Path, *more: str, **changed: object) -> optuna.Study:
     need_optuna()
-    cfg = composed(["hparams_search=optuna"]).hparams_search
+    cfg = composed(["hparams_search=optuna", *more]).hparams_search
     known = {"space": {"x": [1, 2]}, "metric": "val/loss", "direction": "minimize", **changed}
     return open_study(cfg, storage_url(None, folder), **known)  # type: ignore[arg-type]
 
@@ -278,6 +278,33 @@ def test_a_wrong_search_is_told_before_any_trial(wrong: str, said: str, scenes: 
 def test_every_pruner_can_be_had(name: str) -> None:
     cfg = composed(["hparams_search=optuna", f"hparams_search/pruner={name}"])
     assert isinstance(instantiate(cfg.hparams_search.pruner), optuna.pruners.BasePruner)
+
+
+@pytest.mark.parametrize(("epochs", "brackets"), [(3, 1), (30, 3), (300, 5)])
+def test_hyperband_shares_out_the_epochs_of_a_training(epochs: int, brackets: int, tmp_path: Path) -> None:
+    study = study_in(tmp_path, "hparams_search/pruner=hyperband", f"trainer.max_epochs={epochs}")
+    assert isinstance(study.pruner, optuna.pruners.HyperbandPruner)
+    trial = study.ask()
+    trial.report(1.0, 0)
+    trial.should_prune()
+    # Of max_resource alone (Li et al. 2018, section 3): floor(log3(epochs / min_resource)) + 1.
+    assert len(study.pruner._pruners) == brackets
+
+
+@pytest.mark.parametrize("epochs", ["-1", "null"])
+def test_hyperband_needs_a_number_of_epochs(epochs: str, tmp_path: Path) -> None:
+    endless = ("hparams_search/pruner=hyperband", f"trainer.max_epochs={epochs}")
+    with pytest.raises(InputError, match=r"max_resource=(-1|None) must be .* set trainer\.max_epochs"):
+        study_in(tmp_path, *endless)
+    assert not list(tmp_path.iterdir()), "told before there is a study"
+    study = study_in(tmp_path, *endless, "hparams_search.pruner.max_resource=auto")
+    for _ in range(2):
+        trial = study.ask()
+        for epoch in range(9):
+            trial.report(1.0, epoch)
+            trial.should_prune()
+        study.tell(trial, 1.0)
+    assert study.pruner._max_resource == 9  # type: ignore[attr-defined]
 
 
 def test_losses_are_not_compared_by_their_own_value(scenes: Path, tmp_path: Path) -> None:

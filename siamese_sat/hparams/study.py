@@ -96,10 +96,11 @@ def open_study(cfg: DictConfig, url: str, space: Mapping[str, Any], metric: str,
     """
     import optuna
 
+    pruner = _pruner(cfg)
     storage = open_storage(url)
     study = optuna.create_study(
         storage=storage, study_name=str(cfg.study), direction=direction, load_if_exists=True,
-        pruner=instantiate(cfg.pruner),
+        pruner=pruner,
     )  # fmt: skip
     wanted = {"metric": metric, "direction": direction, "space": dict(space)}
     told = json.dumps(wanted, sort_keys=True)
@@ -114,6 +115,19 @@ def open_study(cfg: DictConfig, url: str, space: Mapping[str, Any], metric: str,
             f"or another name or output folder."
         )
     return study
+
+
+def _pruner(cfg: DictConfig) -> optuna.pruners.BasePruner:
+    if "max_resource" in cfg.pruner:
+        most = cfg.pruner.max_resource
+        if most != "auto" and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+            raise InputError(
+                f"hparams_search.pruner.max_resource={most} must be the most epochs that a trial may have: set "
+                "trainer.max_epochs from 1 up, or hparams_search.pruner.max_resource=auto, which takes those of the "
+                "first trial that ends."
+            )
+    made: optuna.pruners.BasePruner = instantiate(cfg.pruner)
+    return made
 
 
 def sampler(cfg: DictConfig, number: int) -> optuna.samplers.BaseSampler:
