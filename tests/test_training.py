@@ -198,6 +198,16 @@ def test_a_missing_checkpoint_to_resume_from_is_named(scenes: Path, tmp_path: Pa
         train(config(scenes, tmp_path, f"ckpt_path={tmp_path}/gone.ckpt"))
 
 
+@pytest.mark.parametrize("setting", ["paths.output_dir", "ckpt_path"])
+def test_a_training_is_on_this_machine(
+    setting: str, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"^{setting}=s3://bucket/x: training .* on this machine; copy"):
+        train(config(scenes, tmp_path / "run", f"{setting}=s3://bucket/x"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_without_an_epoch_is_said_to_be_none(scenes: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"trainer\.max_epochs"):
         train(config(scenes, tmp_path, "trainer.max_epochs=0", "logger.tensorboard=null"))
