@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
+from siamese_sat import apart
 from siamese_sat.completion import embed_chips
 from siamese_sat.data import datamodule
 from siamese_sat.data.datamodule import ChipDataModule
@@ -203,6 +204,18 @@ def test_one_that_fails_ends_them_all(rank: int, scenes: Path, tmp_path: Path) -
     assert f"error: rank {rank} has no more memory." in done.stderr.splitlines()
     if rank == 1:  # the first process says what it lost, or is ended before it can
         assert done.returncode == -9 or "Another process of this training failed" in done.stderr
+
+
+def test_a_training_apart_tells_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"best": 0.5, "checkpoint": "checkpoints/winner.ckpt", "pruned": False}
+    (tmp_path / "trains.py").write_text(
+        f"import pathlib\npathlib.Path('metrics.json').write_text({json.dumps(figures)!r})"
+    )
+    monkeypatch.setattr(apart, "TRAIN", tmp_path / "trains.py")
+    monkeypatch.chdir(tmp_path)
+    result = apart.train_apart([], tmp_path)
+    assert result.checkpoint == tmp_path / "checkpoints" / "winner.ckpt"
+    assert (result.metrics, result.pruned) == ({"best": 0.5}, False)
 
 
 @pytest.mark.slow
