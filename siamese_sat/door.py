@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from siamese_sat.distributed import is_first
 from siamese_sat.errors import InputError
+from siamese_sat.hparams.study import need_optuna, refuse_password
 from siamese_sat.sweep import report, run_job
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
 
             status = 0
             try:
+                _refuse_passwords(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
             except Exception as error:
                 if wanted:
@@ -92,6 +94,14 @@ def door(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[
 
 def _nothing(error: BaseException) -> None:
     """Explains nothing, so that every error keeps its traceback."""
+
+
+def _refuse_passwords(arguments: Sequence[str]) -> None:
+    """Raises where one is given: hydra writes the command line to files before the task begins."""
+    for name, _, value in (text.partition("=") for text in arguments):
+        if name.lstrip("+") == "hparams_search.storage":
+            need_optuna()
+            refuse_password(value.strip("'\""))
 
 
 def _killed(error: Exception) -> bool:

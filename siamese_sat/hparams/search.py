@@ -29,6 +29,7 @@ from siamese_sat.hparams.study import (
     give_back,
     need_optuna,
     open_study,
+    refuse_password,
     revive,
     sampler,
     storage_url,
@@ -84,6 +85,7 @@ def search_settings(cfg: DictConfig, overrides: Sequence[str], command: str = "p
             "hparams_search starts the processes of its trials itself: start it once a machine (on SLURM as a job "
             "array), without torchrun or srun -n, and give hparams_search.storage where machines share a study."
         )
+    refuse_password(_plain(cfg.hparams_search, resolve=False)["storage"])
     ours, folder = cfg.hparams_search, Path(cfg.paths.output_dir).absolute()
     if not isinstance(ours.n_trials, int) or isinstance(ours.n_trials, bool) or ours.n_trials < 1:
         raise InputError(f"hparams_search.n_trials={ours.n_trials!r} must be a whole number from 1 up.")
@@ -132,8 +134,8 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         return compose("train", list(overrides))
 
 
-def _plain(cfg: DictConfig) -> dict[Any, Any]:
-    found = OmegaConf.to_container(cfg, resolve=True)
+def _plain(cfg: DictConfig, resolve: bool = True) -> dict[Any, Any]:
+    found = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(found, dict)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import time
 import warnings
@@ -47,6 +48,35 @@ def need_optuna() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+def refuse_password(address: object) -> None:
+    """Looks at the address of a storage before it is resolved: hydra has written, or will write, just that to files.
+
+    Args:
+        address: ``hparams_search.storage`` as given, with its ``${...}``.
+
+    Raises:
+        InputError: a password stands in it.
+    """
+    text, found = str(address), 1
+    while found:
+        text, found = re.subn(r"\$\{[^{}]*\}", "", text)
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(text)
+        written = bool(url.password) or any(
+            re.search("passw|pwd", name, re.I) and url.query[name] for name in url.query
+        )
+    except (ArgumentError, ValueError):
+        written = re.search(r":[^@]+@", text) is not None
+    if written:
+        raise InputError(
+            "hparams_search.storage holds a password, and settings are written to files: put the address in a variable "
+            "of the environment, such as STUDY_URL, and give 'hparams_search.storage=${oc.env:STUDY_URL}'."
+        )
+
+
 def storage_url(given: str | None, folder: Path) -> str:
     """The URL of the storage: the one given, else of a file in the folder."""
     return given or f"sqlite:///{folder.absolute() / 'study.db'}"
@@ -72,10 +102,13 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             if left and isinstance(error, DBAPIError):
                 time.sleep(1)  # another machine may be making the tables at this moment
                 continue
-            lines = str(error).splitlines()
-            shown = url if "@" not in url else url.split("@", 1)[-1]  # what stands before it may be a password
+            lines = str(error).splitlines() or [type(error).__name__]
+            if type(error) is ValueError:  # of the port, which what follows an @ or : of a password is taken for
+                lines = ["an @, : or / in a password is written %40, %3A, %2F"]
+            # A password may stand before the last @, or in what follows a ?.
+            shown = re.sub(r"\?.*", "", url.rsplit("@", 1)[-1]) if "@" not in url.partition("?")[2] else "its address"
             raise InputError(
-                f"hparams_search.storage: {shown} cannot be opened ({lines[0] if lines else type(error).__name__}); "
+                f"hparams_search.storage: {shown} cannot be opened ({lines[0]}); "
                 "give sqlite:///<file>, or the URL of a database whose driver is installed."
             ) from error
     raise AssertionError("the last attempt returns or raises")
