@@ -92,7 +92,10 @@ def _prepared(cfg: DictConfig, store: Store, paths: Sequence[str] | None) -> Mea
     else:
         model = replace(model, bands=tuple(find_bands(cfg, model)))
     if cfg.ckpt_path is None:
-        origin = " ".join(f"model.{name}={cfg.model[name]}" for name in ("backbone", "variant", "weights"))
+        origin = " ".join(
+            f"model.{name}={'null' if cfg.model[name] is None else cfg.model[name]}"
+            for name in ("backbone", "variant", "weights")
+        )
     recipe = draft(model, origin, cfg.radiometry == "per_scene", float(cfg.search.min_valid), cfg.indexing, known)
     if known is not None:
         known.check(recipe, store.uri)
@@ -123,6 +126,7 @@ def _some(paths: Sequence[str], bands: Sequence[int], alpha: Any) -> list[Scene]
 
 def _filled(cfg: DictConfig, store: Store, paths: Sequence[str], means: Means, workers: Workers | None) -> Built:
     if not outdated(store, paths):
+        log.info("0 scenes indexed, %d as they were.", len(paths))
         return Built(kept=len(paths))  # nothing to write: others may, meanwhile
     bands = list(means.setup.recipe.bands)
     with store.writing():

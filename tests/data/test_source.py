@@ -8,6 +8,13 @@ from siamese_sat.data.source import list_scenes, scene_keys
 from siamese_sat.errors import InputError
 
 
+@pytest.fixture(autouse=True)
+def someone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address in s3:// is only taken with credentials."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """b.tif, a.TIF, c.png, notes.md and sub/d.jp2, all empty: nothing is opened here."""
