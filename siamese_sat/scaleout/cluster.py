@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from siamese_sat.errors import InputError
-from siamese_sat.scaleout.pool import Item, Work, attempt, set_threads, threads_of
+from siamese_sat.scaleout.pool import AHEAD, Item, Work, attempt, set_threads, threads_of
 from siamese_sat.scaleout.ship import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 AGAIN = 1
 # A worker that dies so often before it has begun is left out.
 STARTS = 3
-# Items a worker may be ahead of the first that is not done: their results wait in this process's memory.
-AHEAD = 16
 # Seconds without a free worker after which it is said.
 PATIENCE = 60.0
 # Seconds in which a cluster's address must answer.
@@ -102,6 +100,9 @@ class RayPool:
         share: of a worker; None for gpus takes a GPU where there is any.
         gpus_wanted: whether to compute on GPUs; None where there are any.
 
+    Attributes:
+        device: type of what the workers compute on.
+
     Raises:
         InputError: Ray is not installed, the address does not answer, or there is no room for a worker.
     """
@@ -146,7 +147,15 @@ class RayPool:
         # What each worker is at: an item, or getting ready, which it does again after it has died.
         doing: dict[Any, tuple[int, int | None]] = {a.take.remote(data): (n, None) for n, a in enumerate(self.actors)}
         self.processes: dict[int, int] = {}
+
+        def hand_out() -> None:
+            while idle and waiting and waiting[0] < first + AHEAD * len(self.actors):
+                free, following = idle.popleft(), waiting.popleft()
+                doing[self.actors[free].do.remote(items[following])] = free, following
+
         while len(done) < len(items):
+            # An item whose worker died goes to who is idle: that worker may never come again.
+            hand_out()
             if not doing:
                 raise InputError("No worker of engine=ray stays alive; is there memory for engine.cpus workers?")
             ready, _ = ray.wait(list(doing), num_returns=1, timeout=PATIENCE)
@@ -184,11 +193,8 @@ class RayPool:
                 done.add(item)
                 while first in done:
                     first += 1
-            # Before the result is given away: whoever takes it may take its time.
-            while idle and waiting and waiting[0] < first + AHEAD * len(self.actors):
-                free, following = idle.popleft(), waiting.popleft()
-                doing[self.actors[free].do.remote(items[following])] = free, following
-            if item is not None:
+                # Before the result is given away: whoever takes it may take its time.
+                hand_out()
                 yield item, result
 
     def _connect(self, address: str | None) -> None:
@@ -223,8 +229,8 @@ class RayPool:
         if threads > share.cpus:
             # Threads that outnumber their cores must not spin while they wait for each other.
             options["runtime_env"] = {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
-        device = "cuda" if per_worker else "cpu"
-        self._actor = partial(self._ray.remote(Worker).options(**options).remote, device, threads)
+        self.device = "cuda" if per_worker else "cpu"
+        self._actor = partial(self._ray.remote(Worker).options(**options).remote, self.device, threads)
         self.actors = [self._actor() for _ in range(count)]
         log.info("%d worker(s) of %g core(s) and %g GPU(s) by Ray.", count, share.cpus, per_worker)
 

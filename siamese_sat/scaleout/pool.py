@@ -11,6 +11,9 @@ from siamese_sat.errors import InputError
 
 T = TypeVar("T")
 
+# Items for each worker that may be begun past the first that is not done: their results wait in this process's memory.
+AHEAD = 16
+
 
 class Item(Protocol):
     """A piece of work that can be sent to another process."""

@@ -54,6 +54,25 @@ class Square:
 
 
 @dataclass
+class Meeting:
+    """Another work, begun when what a number waits for is there: a file such as a number's own, made when it comes."""
+
+    work: Work
+    folder: Path
+    waits: dict[int, str]
+    seconds: float = 120.0
+
+    def __call__(self, item: Number) -> Any:  # noqa: ANN401 - the other's
+        (self.folder / str(item.value)).touch()
+        end = time.monotonic() + self.seconds
+        while item.value in self.waits and not (self.folder / self.waits[item.value]).exists():
+            if time.monotonic() > end:
+                raise InputError(f"{item.path} has waited for {self.waits[item.value]} in vain.")
+            time.sleep(0.01)
+        return self.work(item)
+
+
+@dataclass
 class Backwards:
     """A pool that does the last item first, each with a copy of the work that has been packed and unpacked."""
 

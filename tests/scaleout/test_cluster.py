@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 
 from siamese_sat.errors import InputError
+from siamese_sat.scaleout import cluster
 from siamese_sat.scaleout.cluster import RayPool, Share, ray_module
 from siamese_sat.scaleout.pool import Item, Work
 from siamese_sat.search.run import Workers, search_scenes
 from tests.scaleout.conftest import World
-from tests.scaleout.helpers import Deadly, Number, Square
+from tests.scaleout.helpers import Deadly, Meeting, Number, Square
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -72,6 +73,36 @@ def test_an_item_that_kills_two_workers_is_left_out(pool: RayPool) -> None:
     assert str(found[3]).startswith("number 3: its worker died 2 times")
     assert "\n" not in str(found[3])
     assert [found[n][0] for n in range(8) if n != 3] == [n * n for n in range(8) if n != 3]
+
+
+@pytest.mark.parametrize("fault", ["has no place", "dies at once"])
+def test_an_item_does_not_wait_for_the_worker_that_died_at_it(
+    pool: RayPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    both = [Number(0), Number(1)]
+    list(pool.run(Meeting(Square(), tmp_path, {0: "1", 1: "0"}), both))  # two workers are there
+    work = Meeting(Square(deadly=(0,), once=tmp_path / "died"), tmp_path, {0: "the other is idle"})
+    hired = []
+
+    def faulty() -> Any:  # noqa: ANN401 - Ray's handle
+        monkeypatch.setattr(cluster, "PATIENCE", 20.0)
+        cores, device = (1e6, "cpu") if fault == "has no place" else (0, "no such device")
+        hired.append(ray.remote(cluster.Worker).options(num_cpus=cores).remote(device, 1))
+        return hired[-1]
+
+    def in_vain(doing: object) -> None:
+        pytest.fail("An item waits, and so does a worker.")
+
+    monkeypatch.setattr(pool, "_actor", faulty)
+    monkeypatch.setattr(pool, "_tell_of_waiting", in_vain)
+    found = pool.run(work, both)
+    try:
+        assert next(found)[0] == 1
+        (tmp_path / "the other is idle").touch()
+        assert [(n, value) for n, (value, _) in found] == [(0, 0)]
+    finally:
+        for actor in hired:
+            ray.kill(actor)  # the next run hires another
 
 
 @pytest.mark.parametrize("way", ["template", "window"])
