@@ -41,9 +41,9 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
 from siamese_sat.report.table import write_csv
-from siamese_sat.search.dense import UNIT
 from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.level import UNIT
 from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.run import search_scenes
 from siamese_sat.search.template import TemplateSearch

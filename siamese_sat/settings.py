@@ -74,6 +74,7 @@ SEARCH_WHOLE = {
     "query.partitions": 1,
     "query.refine": 1,
     "search.method.deep_cells": 1,
+    "search.method.sizes_per_level": 1,
     "search.expansion.rounds": 0,
     "search.expansion.hits": 1,
 }

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
-from siamese_sat.search.dense import UNIT, Span, read_level, stages, valid_share
+from siamese_sat.search.dense import stages
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.level import UNIT, Span, read_level, valid_share
 from siamese_sat.search.method import RadiometryOf
 
 # Cells along the side of a sampled place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,14 +16,16 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.coarse import AROUND, find_peaks
 from siamese_sat.search.consensus import find_consensus
-from siamese_sat.search.dense import UNIT, first_stage, later_stage
+from siamese_sat.search.dense import first_stage, later_stage
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.ladder import Rung
+from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
-from siamese_sat.search.matcher import Matcher, Template
+from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.patch import lean_of, rotate, sides_of, upright, view_sides
-from siamese_sat.search.score import ScoreCurve, fit_curve
+from siamese_sat.search.score import fit_curve
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -58,17 +61,38 @@ class Builder:
     most: int
 
     def template(
-        self, name: str, exemplars: Sequence[Exemplar], steps: tuple[int, ...], background: Sequence[tuple[Maps, int]]
+        self, name: str, exemplars: Sequence[Exemplar], rungs: Sequence[Rung], background: Sequence[tuple[Maps, int]]
     ) -> Template:
         """What a class is searched with.
 
         Args:
             name: of the class.
             exemplars: of it.
-            steps: levels to search, scene pixels per 128 level pixels.
+            rungs: sizes to seek, each in its level.
             background: random places of the searched scenes, each with the step of its level.
         """
-        patches = [self._patches(e) for e in exemplars]
+        renditions, left_out = [], []
+        for appears in sorted({r.appears for r in rungs}):
+            steps = tuple(r.step for r in rungs if r.appears == appears)
+            rendition, cells, deep = self._rendition(exemplars, appears, steps)
+            renditions.append(rendition)
+            left_out.append(self._left_out(rendition, cells, deep))
+        peaks, turns = [], Counter[int]()
+        for maps, step in background:
+            mine = [r for r in renditions if step in r.steps]
+            if mine:  # in turn: all of them would say little more
+                peaks.append(self._background_peaks(mine[turns[step] % len(mine)], maps, step))
+                turns[step] += 1
+        around = np.concatenate(peaks) if peaks else np.empty(0)
+        # A thing of any size is found by one of the renditions.
+        alike = np.mean(left_out, axis=0)
+        return Template(name, tuple(renditions), alike, around, fit_curve(alike, around))
+
+    def _rendition(
+        self, exemplars: Sequence[Exemplar], appears: float, steps: tuple[int, ...]
+    ) -> tuple[Rendition, Tensor, Tensor | None]:
+        """Exemplars at one size, with their cells ``[exemplars, views, D, n, n]`` in both stages."""
+        patches = [self._patches(e, appears) for e in exemplars]
         cells = torch.stack([first for first, _ in patches])
         later = [further for _, further in patches if further is not None]
         deep = torch.stack(later) if later else None
@@ -76,59 +100,51 @@ class Builder:
         sides: list[FloatArray] = []
         trust: list[FloatArray] = []
         for own, exemplar, shift in zip(cells, exemplars, consensus.shift, strict=True):
-            lean = lean_of(own[0], sides_of(exemplar), STRIDES[self.stage], self.matcher.object_size)
-            found = view_sides(
-                sides_of(exemplar), lean, self.matcher.views, self.matcher.object_size, self.oblique_trust
-            )
+            lean = lean_of(own[0], sides_of(exemplar), STRIDES[self.stage], appears)
+            found = view_sides(sides_of(exemplar), lean, self.matcher.views, appears, self.oblique_trust)
             for kept, values in zip((sides, trust), found, strict=True):
                 kept.append(np.roll(values, -int(shift), axis=0))
-        template = Template(
-            name=name,
+        rendition = Rendition(
+            appears=appears,
             consensus=consensus,
             deep=None if deep is None else find_consensus(deep, self.contrast),
             sizes=np.array([max(sides_of(e)) for e in exemplars]),
             sides=np.stack(sides),
             trust=np.stack(trust),
             steps=steps,
-            left_out=np.empty(0),
-            background=np.empty(0),
-            curve=ScoreCurve(),
         )
-        left_out = self._left_out(template, cells, deep)
-        peaks = [self._background_peaks(template, maps, step) for maps, step in background if step in steps]
-        around = np.concatenate(peaks) if peaks else np.empty(0)
-        return replace(template, left_out=left_out, background=around, curve=fit_curve(left_out, around))
+        return rendition, cells, deep
 
-    def _left_out(self, template: Template, cells: Tensor, deep: Tensor | None) -> FloatArray:
-        """Score of each exemplar by a template of the others."""
+    def _left_out(self, rendition: Rendition, cells: Tensor, deep: Tensor | None) -> FloatArray:
+        """Score of each exemplar by a rendition of the others."""
         count = len(cells)
         found = []
         for i in range(count if count > 1 else 0):
             others = [j for j in range(count) if j != i]
             rest = replace(
-                template,
+                rendition,
                 consensus=find_consensus(cells[others], self.contrast),
                 deep=None if deep is None else find_consensus(deep[others], self.contrast),
-                sizes=template.sizes[others],
+                sizes=rendition.sizes[others],
             )
-            step = float(template.sizes[i]) * UNIT / self.matcher.object_size
+            step = float(rendition.sizes[i]) * UNIT / rendition.appears
             own = None if deep is None else deep[i, :1]
             found.append(self.matcher.closer(rest, cells[i, :1], own, step)[0].mean())
         return np.asarray(found, dtype=np.float64)
 
-    def _background_peaks(self, template: Template, maps: Maps, step: int) -> FloatArray:
+    def _background_peaks(self, rendition: Rendition, maps: Maps, step: int) -> FloatArray:
         """Scores of local maxima in one sample of the background."""
         margin = self.cells // 2 + AROUND
         height, width = (n - 2 * margin for n in maps.cells.shape[1:])
         inside = torch.ones(height, width, dtype=torch.bool)
         [peaks] = find_peaks(
-            maps.cells, [template.consensus], [float("-inf")], inside, margin, self.most, self.matcher.dtype
+            maps.cells, [rendition.consensus], [float("-inf")], inside, margin, self.most, self.matcher.dtype
         )
         places = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
-        return np.asarray(self.matcher.closer(template, *places, step)[0].mean(axis=1))
+        return np.asarray(self.matcher.closer(rendition, *places, step)[0].mean(axis=1))
 
-    def _patches(self, exemplar: Exemplar) -> tuple[Tensor, Tensor | None]:
-        """Whitened cells ``[views, D, n, n]`` of an exemplar at the common size, in every view, of both stages."""
+    def _patches(self, exemplar: Exemplar, appears: float) -> tuple[Tensor, Tensor | None]:
+        """Whitened cells ``[views, D, n, n]`` of an exemplar at that size, in every view, of both stages."""
         stages = [(self.stage, self.cells, self.whitening.first)]
         if self.deep is not None and self.whitening.deep is not None:
             stages.append((self.deep, self.deep_cells, self.whitening.deep))
@@ -136,7 +152,7 @@ class Builder:
         coarsest = STRIDES[stages[-1][0]]
         reach = self.engine.embedder.backbone.reach(self.stage)
         half = math.ceil((max(cells // 2 * STRIDES[stage] for stage, cells, _ in stages) + reach) / coarsest) * coarsest
-        scale = self.matcher.object_size / max(sides_of(exemplar))
+        scale = appears / max(sides_of(exemplar))
         image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device)
         if not valid.any():
             raise InputError(

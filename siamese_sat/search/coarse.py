@@ -25,6 +25,9 @@ NEAR_TOP = 0.75
 AROUND = 2
 # Windows compared at a time.
 BATCH = 512
+# A window is compared at 16 places for the 4 that it stands for, and is copied first: where more than this part of all
+# coarse cells are looked into, the whole map costs less.
+MANY = 0.2
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,18 @@ def _fine(
     # The first cell of the patch round the first of the four places, and one more before it.
     first = margin - size // 2
     y, x = first + 2 * row, first + 2 * column
+    places = _of_map if len(row) > MANY * inner.numel() else _of_windows
+    found = places(cells, consensus, y, x, least)
+    row, column = found.y - first, found.x - first
+    height, width = valid.shape
+    keep = (row < height) & (column < width)
+    keep &= valid.to(row.device)[row.clamp(max=height - 1), column.clamp(max=width - 1)]
+    return Peaks(found.y[keep], found.x[keep], found.dy[keep], found.dx[keep])
+
+
+def _of_windows(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
+    """Peaks among the four places of each coarse cell, the patch round whose first begins at ``y`` and ``x``."""
+    size = consensus.kernels.shape[-1]
     parts: list[tuple[Tensor, ...]] = [(y[:0], x[:0], y[:0].float(), x[:0].float())]
     for at in range(0, len(y), BATCH):
         here_y, here_x = y[at : at + BATCH], x[at : at + BATCH]
@@ -136,16 +151,24 @@ def _fine(
         # One window below the other makes them one map; what is read of it stays within a window.
         dy, dx = vertex(score.flatten(0, 1), 4 * number + 1 + down, 1 + right)
         parts.append((here_y[number] + down, here_x[number] + right, dy, dx))
-    found = Peaks(*(torch.cat(p) for p in zip(*parts, strict=True)))
-    row, column = found.y - first, found.x - first
-    height, width = valid.shape
-    keep = (row < height) & (column < width)
-    keep &= valid.to(row.device)[row.clamp(max=height - 1), column.clamp(max=width - 1)]
-    return Peaks(found.y[keep], found.x[keep], found.dy[keep], found.dx[keep])
+    return Peaks(*(torch.cat(p) for p in zip(*parts, strict=True)))
+
+
+def _of_map(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
+    """The same from the whole map."""
+    score = _cosine(cells[None], consensus)[0]
+    peak = score >= F.max_pool2d(score[None, None], 3, stride=1, padding=1)[0, 0]
+    asked = torch.zeros_like(peak)
+    for down in (0, 1):
+        for right in (0, 1):
+            asked[y + down, x + right] = True
+    row, column = torch.nonzero(peak & asked & (score >= least), as_tuple=True)
+    dy, dx = vertex(score, row, column)
+    return Peaks(row, column, dy, dx)
 
 
 def _cosine(windows: Tensor, consensus: Consensus) -> Tensor:
-    """Best view's cosine ``[n, 4, 4]`` at the places of windows ``[n, D, size + 3, size + 3]``."""
+    """Best view's cosine ``[n, h - size + 1, w - size + 1]`` at the places of windows ``[n, D, h, w]``."""
     found = F.conv2d(windows, consensus.kernels.to(windows.dtype)).float()
     energy = F.conv2d(windows.float().square().sum(1, keepdim=True), consensus.weights[:, None])
     return (found / energy.clamp(min=1e-12).sqrt()).amax(1)

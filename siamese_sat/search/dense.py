@@ -1,8 +1,8 @@
 """Feature maps over whole scenes, at several scales, tile by tile: a tile border changes no feature.
 
-A *level* is the scene resized by ``128 / step``: ``step`` scene pixels become 128 level pixels, whole numbers on both
-sides, so that tiles can be cut anywhere without shifting the resampling. Cell i of a stage with stride 8 is centred on
-level pixel 8 * i (not 8 * i + 4): ResNet's odd kernels pad evenly, so every stride keeps its first pixel.
+Tiles go down one column of the scene after the other. What the first stage made of the rows that the next tile needs
+too is kept, so that it computes them once; only between columns is it done twice. Cell i of a stage with stride 8 is
+centred on level pixel 8 * i (not 8 * i + 4): ResNet's odd kernels pad evenly, so every stride keeps its first pixel.
 """
 
 from __future__ import annotations
@@ -16,41 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.ahead import ahead
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.level import UNIT, Span, StoredLevel, read_stored, to_level, valid_share
 from siamese_sat.search.part import Part, share
 
-UNIT = 128
 # Scene pixels along a tile's side, without its margins.
 MOST_SCENE_PIXELS = 4096
-# Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
-FILTER = 8
-
-
-@dataclass(frozen=True)
-class Span:
-    """A tile along one axis, in cells and level pixels.
-
-    Attributes:
-        first: first cell that this tile answers for.
-        last: one past its last.
-        margin: cells known on either side of these.
-        start: first level pixel that the network sees.
-        stop: one past the last.
-    """
-
-    first: int
-    last: int
-    margin: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -133,27 +110,39 @@ def feature_tiles(
     stride = STRIDES[stage]
     x0, y0, x1, y1 = scene.aoi
     lengths = [max(1, math.ceil(n * UNIT / step)) for n in (x1 - x0, y1 - y0)]
-    reach = engine.embedder.backbone.reach(deep or stage)
+    backbone = engine.embedder.backbone
+    reach, own = backbone.reach(deep or stage), backbone.reach(stage)
     phase = STRIDES[deep] // stride if deep else 1
     align = math.lcm(align, phase)
     if margin % phase:
         raise ValueError(f"margin {margin} is no multiple of {phase}")
     # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
     tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
-    columns = list(spans(lengths[0], stride, reach, margin, tile, align))
-    places = [(row, column) for row in spans(lengths[1], stride, reach, margin, tile, align) for column in columns]
+    rows = list(spans(lengths[1], stride, own, margin, tile, align))
+    places = [(row, column) for column in spans(lengths[0], stride, reach, margin, tile, align) for row in rows]
+    around, around_own = (math.ceil(r / stride / phase) * phase for r in (reach, own))
+    geometry = _Geometry(stride, margin, rows[-1].last, around, around_own)
+    known: _Known | None = None
     # One ahead: tiles are large.
-    for row, column, stored in ahead(_read_ahead(scene, radiometry, step, share(places, part)), 1):
-        pixels, valid = to_level(stored, radiometry, engine.device)
-        y, x = row.first - row.start // stride, column.first - column.start // stride
-        inside = valid_share(valid, stride)[y : y + row.last - row.first, x : x + column.last - column.first]
+    for strip in ahead(_read_ahead(scene, radiometry, step, share(places, part), geometry), 1):
+        row, column = strip.row, strip.column
+        pixels, valid = to_level(strip.stored, radiometry, engine.device)
+        share_of = valid_share(valid, stride)[strip.first - strip.start :][: strip.last - strip.first]
+        found = first_stage(engine, pixels, stage)[:, :, strip.first - strip.start :][:, :, : strip.last - strip.first]
+        if strip.goes_on:
+            assert known is not None
+            share_of, found = torch.cat([known.share, share_of]), torch.cat([known.found, found], dim=2)
+        top = geometry.top(row)  # of what is known, in cells of the level
+        # Copied: views would keep the whole tile in memory.
+        kept = geometry.bottom(row) - geometry.top_after(row)
+        known = _Known(found[:, :, -kept:].clone(), share_of[-kept:].clone())
+        y, x = row.first - top, column.first - column.start // stride
+        inside = share_of[y : y + row.last - row.first, x : x + column.last - column.first]
         # Cells on the scene's border are half inside it, whichever way rounding falls.
         cells = inside.numpy() >= min_valid - 1e-3
         if not cells.any():
             continue
-        found = first_stage(engine, pixels, stage)
-        y = row.first - margin - row.start // stride
-        x = column.first - margin - column.start // stride
+        y, x = y - margin, x - margin
         height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
         shallow = found[0, :, y : y + height, x : x + width]
         further = functools.partial(_deep_of, engine, found, stage, deep) if deep else None
@@ -197,73 +186,90 @@ def _deep_of(engine: Engine, found: Tensor, stage: str, deep: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class StoredLevel:
-    """One tile's pixels as they are stored, and how they become a part of a level.
+class _Geometry:
+    """Rows of a level, in cells.
 
     Attributes:
-        pixels: ``[C, h, w]``; the band mean where nothing valid is.
-        valid: ``[h, w]``.
-        size: height and width to which they are resized.
-        cut: of these, the rows and columns that are the tile.
+        stride: level pixels of a cell.
+        margin: cells wanted on either side of a tile.
+        length: cells of the level.
+        reach: that the deep stage, or else the first, sees on either side.
+        own: that the first stage sees.
     """
 
-    pixels: npt.NDArray[np.generic]
-    valid: npt.NDArray[np.bool_]
-    size: tuple[int, int]
-    cut: tuple[slice, slice]
+    stride: int
+    margin: int
+    length: int
+    reach: int
+    own: int
+
+    def top(self, row: Span) -> int:
+        """First row of the first stage that a tile needs, for itself or for the deep stage."""
+        return max(row.first - self.margin - self.reach + self.own, -self.margin)
+
+    def top_after(self, row: Span) -> int:
+        """`top` of the next tile."""
+        return max(row.last - self.margin - self.reach + self.own, -self.margin)
+
+    def bottom(self, row: Span) -> int:
+        """One past the last."""
+        return min(row.last + self.margin + self.reach - self.own, self.length + self.margin)
+
+    def seen(self, first: int, last: int) -> tuple[int, int]:
+        """Rows of the level that the network must see for these. Beyond the scene lies a margin of nothing."""
+        return max(first - self.own, -self.margin), min(last + self.own, self.length + self.margin)
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """What is read for a tile.
+
+    Attributes:
+        row: of the tile.
+        column: of the tile.
+        stored: pixels from row ``start`` on.
+        start: first row, in cells, that the network sees.
+        first: first row that it is to make.
+        last: one past the last.
+        goes_on: whether the rows before ``first`` are known from the tile above.
+    """
+
+    row: Span
+    column: Span
+    stored: StoredLevel
+    start: int
+    first: int
+    last: int
+    goes_on: bool
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The last rows of a tile: features ``[1, channels, h, w]`` and valid part ``[h, w]``."""
+
+    found: Tensor
+    share: Tensor
 
 
 def _read_ahead(
-    scene: Scene, radiometry: Radiometry, step: int, places: Sequence[tuple[Span, Span]]
-) -> Generator[tuple[Span, Span, StoredLevel], None, None]:
-    """Tiles (row, column) in order, those without a valid pixel left out."""
+    scene: Scene, radiometry: Radiometry, step: int, places: Sequence[tuple[Span, Span]], geometry: _Geometry
+) -> Generator[_Strip, None, None]:
+    """What tiles (row, column) need, in order; those without a valid pixel left out."""
+    above: tuple[Span, Span] | None = None  # the last that was not left out
+    valid_above = False
     with SceneReader(scene) as reader:
         for row, column in places:
-            stored = read_stored(reader, radiometry, step, column, row)
-            if stored.valid.any():
-                yield row, column, stored
-
-
-def read_level(
-    reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """One tile's pixels ``[C, h, w]``, normalised, and their valid fraction ``[h, w]``, on the level's own grid."""
-    return to_level(read_stored(reader, radiometry, step, column, row), radiometry, device)
-
-
-def read_stored(reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span) -> StoredLevel:
-    """What `read_level` needs of the file; no arithmetic."""
-    starts, counts, cuts = [], [], []
-    beyond = max(FILTER, math.ceil(UNIT / step / 2))
-    for span in (column, row):
-        first = math.floor((span.start - beyond) / UNIT)
-        last = math.ceil((span.stop + beyond) / UNIT)
-        starts.append(first * step)
-        counts.append(last - first)
-        cuts.append(slice(span.start - first * UNIT, span.stop - first * UNIT))
-    x0, y0 = reader.scene.aoi[:2]
-    raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * step, counts[1] * step)
-    size = (counts[1] * UNIT, counts[0] * UNIT)
-    return StoredLevel(radiometry.fill(raw, valid), valid, size, (cuts[1], cuts[0]))
-
-
-def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) -> tuple[Tensor, Tensor]:
-    """What `read_level` gives, of what has been read."""
-    on_device = torch.from_numpy(stored.pixels).to(device)
-    rows, columns = stored.cut
-    # Band by band, and normalised when small: of a large thing's tile, floats of all bands would fill the memory.
-    small = [resize(band[None, None].to(torch.float32), *stored.size)[0, 0, rows, columns] for band in on_device]
-    level = radiometry.normalise(torch.stack(small))
-    if stored.valid.all():
-        share = torch.ones(level.shape[1:])
-    else:
-        valid = torch.from_numpy(stored.valid.astype(np.float32))
-        share = resize(valid[None, None], *stored.size)[0, 0, rows, columns]
-    return level, share
-
-
-def valid_share(valid: Tensor, stride: int) -> Tensor:
-    """Valid fraction ``[h / stride, w / stride]`` of each cell, over the pixels round its centre."""
-    # A cell is centred on the first of its pixels: shift by half a stride before averaging.
-    padded = F.pad(valid[None, None], (stride // 2, 0, stride // 2, 0), mode="replicate")
-    return F.avg_pool2d(padded, stride)[0, 0]
+            goes_on = above is not None and above[1] == column and above[0].last == row.first
+            first, last = geometry.bottom(above[0]) if goes_on and above else geometry.top(row), geometry.bottom(row)
+            if first >= last:
+                # The tile above has seen to the scene's end: a little is computed again rather than nothing.
+                goes_on, first = False, geometry.top(row)
+            start, stop = geometry.seen(first, last)
+            span = Span(row.first, row.last, row.margin, start * geometry.stride, stop * geometry.stride)
+            stored = read_stored(reader, radiometry, step, column, span)
+            valid = bool(stored.valid.any())
+            if valid or (goes_on and valid_above):
+                yield _Strip(row, column, stored, start, first, last, goes_on)
+                above, valid_above = (row, column), valid
+            else:
+                above = None

@@ -10,10 +10,33 @@ import torch
 from torch import Tensor
 
 from siamese_sat.search.consensus import Consensus
-from siamese_sat.search.dense import UNIT
+from siamese_sat.search.level import UNIT
 from siamese_sat.search.score import ScoreCurve
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rendition:
+    """Exemplars of a class, brought to one size.
+
+    Attributes:
+        appears: level pixels of their longer sides.
+        consensus: of them, turned alike.
+        deep: the same in the deep stage, or None.
+        sizes: ``[exemplars]`` longer sides in scene pixels.
+        sides: ``[exemplars, views, 2]`` width and height of the thing in that view, in level pixels.
+        trust: ``[exemplars, views]`` how much the view says of width and height.
+        steps: levels to search with this one, scene pixels per 128 level pixels.
+    """
+
+    appears: float
+    consensus: Consensus
+    deep: Consensus | None
+    sizes: FloatArray
+    sides: FloatArray
+    trust: FloatArray
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -22,27 +45,22 @@ class Template:
 
     Attributes:
         name: of the class.
-        consensus: its exemplars, turned alike.
-        deep: the same in the deep stage, or None.
-        sizes: ``[exemplars]`` longer sides in scene pixels.
-        sides: ``[exemplars, views, 2]`` width and height of the thing in that view, in level pixels.
-        trust: ``[exemplars, views]`` how much the view says of width and height.
-        steps: levels to search, scene pixels per 128 level pixels.
+        renditions: of its exemplars, one for every size at which they are sought in a level.
         left_out: ``[exemplars]`` score of each exemplar by the others; empty for a single one.
         background: scores of local maxima at random places of the searched scenes.
         curve: raw score to probability.
     """
 
     name: str
-    consensus: Consensus
-    deep: Consensus | None
-    sizes: FloatArray
-    sides: FloatArray
-    trust: FloatArray
-    steps: tuple[int, ...]
+    renditions: tuple[Rendition, ...]
     left_out: FloatArray
     background: FloatArray
     curve: ScoreCurve
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Levels to search, scene pixels per 128 level pixels, rising."""
+        return tuple(sorted({s for r in self.renditions for s in r.steps}))
 
 
 @dataclass(frozen=True)
@@ -50,21 +68,19 @@ class Matcher:
     """How places and templates are compared.
 
     Attributes:
-        object_size: level pixels to which an exemplar's longer side is brought.
         views: rotations of an exemplar.
         deep_weight: of the deep stage's cosine, that of the first being 1.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
         dtype: in which cells and kernels are multiplied.
     """
 
-    object_size: float
     views: int
     deep_weight: float
     size_spread: float
     dtype: torch.dtype
 
     def closer(
-        self, template: Template, places: Tensor, deep: Tensor | None, step: float
+        self, rendition: Rendition, places: Tensor, deep: Tensor | None, step: float
     ) -> tuple[FloatArray, FloatArray, npt.NDArray[np.int64]]:
         """Every exemplar's own score ``[n, exemplars]`` of places, that of the first stage alone, and its best view.
 
@@ -72,30 +88,30 @@ class Matcher:
         from the exemplar's: a Gaussian of the logarithm of their ratio.
 
         Args:
-            template: of the class.
+            rendition: of the class, for this level.
             places: ``[n, D, cells, cells]``.
             deep: ``[n, D, deep_cells, deep_cells]``, or None.
             step: of their level.
         """
-        cosine, view = template.consensus.cosines(places).max(dim=2)
-        off = np.log(self.object_size * step / UNIT / template.sizes) / self.size_spread
+        cosine, view = rendition.consensus.cosines(places).max(dim=2)
+        off = np.log(rendition.appears * step / UNIT / rendition.sizes) / self.size_spread
         likely = np.exp(-(off**2) / 2)
         first = cosine.double().cpu().numpy() * likely
-        if template.deep is None or deep is None:
+        if rendition.deep is None or deep is None:
             return first, first, view.cpu().numpy()
-        further = template.deep.cosines(deep).amax(dim=2).double().cpu().numpy() * likely
+        further = rendition.deep.cosines(deep).amax(dim=2).double().cpu().numpy() * likely
         return (first + self.deep_weight * further) / (1 + self.deep_weight), first, view.cpu().numpy()
 
-    def vote(self, template: Template, scores: FloatArray, views: npt.NDArray[np.int64]) -> FloatArray:
+    def vote(self, rendition: Rendition, scores: FloatArray, views: npt.NDArray[np.int64]) -> FloatArray:
         """Width and height ``[n, 2]`` in level pixels: the mean of logs over exemplars, the better heard more.
 
         Args:
-            template: of the class.
+            rendition: of the class.
             scores: ``[n, exemplars]``.
             views: ``[n, exemplars]`` in which each scores best.
         """
         exemplar = np.arange(scores.shape[1])[None]
-        logs = np.log(template.sides)[exemplar, views]
-        weight = np.exp(10 * (scores - scores.max(axis=1, keepdims=True))) * template.trust[exemplar, views]
+        logs = np.log(rendition.sides)[exemplar, views]
+        weight = np.exp(10 * (scores - scores.max(axis=1, keepdims=True))) * rendition.trust[exemplar, views]
         mean: FloatArray = np.exp((logs * weight[..., None]).sum(1) / weight.sum(1)[:, None])
         return mean

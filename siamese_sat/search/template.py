@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ from siamese_sat.model.statistics import measure
 from siamese_sat.search.background import good_deep, sample_background
 from siamese_sat.search.builder import Builder
 from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
-from siamese_sat.search.dense import UNIT, FeatureTile, feature_tiles
+from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.ladder import ladder
+from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
-from siamese_sat.search.matcher import Matcher, Template
+from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
@@ -51,13 +53,16 @@ class TemplateSearch:
         deep: a later stage in which peaks are compared too, or None.
         deep_weight: of the deep stage's cosine, that of the first being 1.
         deep_cells: of a template in the deep stage; odd.
-        object_size: level pixels to which an exemplar's longer side is brought.
+        object_size: level pixels to which an exemplar's longer side is brought; with several sizes to a level, the
+            middle one.
         cells: of a template along a side; odd.
         views: rotations of an exemplar, evenly over the circle.
-        scale_step: ratio of neighbouring levels.
-        min_levels: levels on either side of the median exemplar, at least.
+        scale_step: ratio of neighbouring sizes of things.
+        sizes_per_level: neighbouring sizes that are sought in one level, each by exemplars of its size.
+        min_levels: sizes on either side of the median exemplar, at least.
         max_levels: at most.
-        max_zoom: level pixels per scene pixel, at most, unless the median exemplar itself is smaller; None: no limit.
+        max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
+            itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
@@ -79,6 +84,7 @@ class TemplateSearch:
     cells: int = 9
     views: int = 8
     scale_step: float = 1.25
+    sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
     max_zoom: float | None = 10.0
@@ -116,13 +122,22 @@ class TemplateSearch:
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
-        steps = ladder(sizes, self.object_size, self.scale_step, self.min_levels, self.max_levels, self.max_zoom)
-        every = sorted({s for found in steps.values() for s in found})
-        samples = list(
-            sample_background(
-                engine, scenes, radiometry_of, every, self.stage, self.samples, self.seed, self._deep_stage
-            )
+        rungs = ladder(
+            sizes,
+            self.object_size,
+            self.scale_step,
+            self.min_levels,
+            self.max_levels,
+            self.max_zoom,
+            self.sizes_per_level,
         )
+        every = sorted({r.step for found in rungs.values() for r in found})
+        sampled = partial(
+            sample_background, engine, scenes, radiometry_of,
+            stage=self.stage, count=self.samples, seed=self.seed, deep=self._deep_stage,
+        )  # fmt: skip
+        # Scenes hardly larger than a cell have none that lies within them: they speak enlarged.
+        samples = list(sampled(every)) or list(sampled([max(1, every[0] // 4)]))
         self.whitening = Whitenings(
             self._whitening(self.stage, (s.features[:, s.good][:, :, None] for s in samples)),
             None
@@ -149,7 +164,7 @@ class TemplateSearch:
             oblique_trust=self.oblique_trust,
             most=self.most,
         )
-        self.templates = [builder.template(name, group, steps[name], background) for name, group in groups.items()]
+        self.templates = [builder.template(name, group, rungs[name], background) for name, group in groups.items()]
 
     def _check(self) -> None:
         """Settings that cannot be are told."""
@@ -157,6 +172,8 @@ class TemplateSearch:
             raise InputError(
                 "search.method: cells must be odd, views 1 or more, scale_step above 1 and size_spread above 0."
             )
+        if self.sizes_per_level < 1:
+            raise InputError("search.method: sizes_per_level must be 1 or more.")
         if not 0 <= self.contrast <= 1:
             raise InputError("search.method: contrast must lie between 0 and 1.")
         if not 0 < self.oblique_trust <= 1:
@@ -176,7 +193,7 @@ class TemplateSearch:
 
     @property
     def _matcher(self) -> Matcher:
-        return Matcher(self.object_size, self.views, self.deep_weight, self.size_spread, self.engine.dtype)
+        return Matcher(self.views, self.deep_weight, self.size_spread, self.engine.dtype)
 
     @property
     def _deep_stage(self) -> str | None:
@@ -209,7 +226,9 @@ class TemplateSearch:
         x0, y0, x1, y1 = scene.aoi
         return {
             t.name: sum(
-                math.ceil((x1 - x0) * UNIT / s / stride) * math.ceil((y1 - y0) * UNIT / s / stride) for s in t.steps
+                math.ceil((x1 - x0) * UNIT / s / stride) * math.ceil((y1 - y0) * UNIT / s / stride)
+                for r in t.renditions
+                for s in r.steps
             )
             for t in self.templates
         }
@@ -226,7 +245,7 @@ class TemplateSearch:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
         for step in sorted({s for t in self.templates for s in t.steps}):
-            wanted = [(i, t) for i, t in enumerate(self.templates) if step in t.steps]
+            wanted = [(i, t, r) for i, t in enumerate(self.templates) for r in t.renditions if step in r.steps]
             for tile in feature_tiles(
                 self.engine,
                 scene,
@@ -241,18 +260,25 @@ class TemplateSearch:
                 align=2,  # the coarse grid
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
-                raw = [t.curve.raw(thresholds[t.name]) for _, t in wanted]
+                raw = [t.curve.raw(thresholds[t.name]) for _, t, _ in wanted]
                 peaks = find_peaks(
                     maps.cells,
-                    [t.consensus for _, t in wanted],
+                    [r.consensus for _, _, r in wanted],
                     [max(self.least, CLOSER * r) for r in raw],
                     torch.from_numpy(tile.valid),
                     self._margin,
                     self.most,
                     self.engine.dtype,
                 )
-                for (number, template), found, least in zip(wanted, peaks, raw, strict=True):
-                    yield self._closer(scene, tile, maps, found, step, number, template, max(self.least, least))
+                for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
+                    places = self._closer(scene, tile, maps, found, step, rendition)
+                    keep = places.scores >= max(self.least, least)
+                    yield Candidates(
+                        places.boxes[keep],
+                        places.boxes[keep],
+                        np.full(int(keep.sum()), number),
+                        template.curve(places.scores[keep]),
+                    )
 
     def _closer(
         self,
@@ -261,15 +287,13 @@ class TemplateSearch:
         maps: Maps,
         peaks: Peaks,
         step: int,
-        number: int,
-        template: Template,
-        least: float,
+        rendition: Rendition,
     ) -> Candidates:
-        """Those peaks of one class in one tile that are as good as that in the close comparison too."""
+        """The peaks of one class in one tile, compared closely; their scores are raw."""
         if not len(peaks):
             return Candidates.join([])
         patches = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
-        values, votes, views = self._matcher.closer(template, *patches, step)
+        values, votes, views = self._matcher.closer(rendition, *patches, step)
         # A cell is centred on a pixel's middle, hence the half.
         stride = STRIDES[self.stage]
         first = self._margin - self.cells // 2
@@ -277,11 +301,10 @@ class TemplateSearch:
         row = (peaks.y + peaks.dy).double().cpu().numpy() - first + tile.y_first
         centre = np.stack([column, row], axis=1) * stride + 0.5
         centre = centre * step / UNIT + np.asarray(scene.aoi[:2], dtype=float)
-        sides = self._matcher.vote(template, votes, views) * self.box_scale * step / UNIT
+        sides = self._matcher.vote(rendition, votes, views) * self.box_scale * step / UNIT
         found = values.mean(axis=1)
-        keep = found >= least
-        boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)[keep]
-        return Candidates(boxes, boxes, np.full(len(boxes), number), template.curve(found[keep]))
+        boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
+        return Candidates(boxes, boxes, np.zeros(len(boxes), np.int64), found)
 
     @property
     def _margin(self) -> int:

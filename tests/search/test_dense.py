@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES, Backbone
 from siamese_sat.model.embedder import Embedder
-from siamese_sat.search.dense import FeatureTile, Span, feature_tiles, features, spans
+from siamese_sat.search.dense import FeatureTile, feature_tiles, features, spans
 from siamese_sat.search.engine import Engine
+from siamese_sat.search.level import Span
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY, tiny_embedder
 

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from siamese_sat.search.ladder import ladder
+from siamese_sat.search import ladder as module
+from siamese_sat.search.ladder import Rung
+
+
+def ladder(*args: Any, **options: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
+    """Steps of each class where every size has a level of its own."""
+    return {name: tuple(r.step for r in rungs) for name, rungs in module.ladder(*args, **options).items()}
 
 
 def test_levels_of_one_size() -> None:
@@ -68,3 +75,23 @@ def test_no_level_magnifies_more_than_asked_but_the_exemplars_own() -> None:
     both = ladder({"a": [49.0], "b": [490.0]}, 49.0, 1.25, 2, 4, max_zoom=0.9)
     assert both["a"] == every[2:]
     assert both["b"] == ladder({"a": [49.0], "b": [490.0]}, 49.0, 1.25, 2, 4)["b"]
+
+
+@pytest.mark.parametrize("per_level", [1, 2, 3, 4])
+@pytest.mark.parametrize("sizes", [[49.0], [14.0, 6.0, 30.0, 12.0, 50.0], [200.0, 90.0]])
+def test_sizes_that_share_a_level_are_those_of_levels_of_their_own(per_level: int, sizes: list[float]) -> None:
+    """What is sought is the same, in fewer levels and less of them."""
+    alone, shared = (module.ladder({"a": sizes}, 49.0, 1.25, 2, 4, None, n)["a"] for n in (1, per_level))
+    assert len(alone) == len(shared)
+    sought = [sorted(r.step * r.appears / 128 for r in found) for found in (alone, shared)]
+    assert sought[1] == pytest.approx(sought[0], rel=0.06), "steps are whole"
+    assert len({r.step for r in shared}) == math.ceil(len(alone) / per_level)
+    assert {r.appears for r in shared} <= {49 * 1.25 ** (i - (per_level - 1) / 2) for i in range(per_level)}
+    # The smallest are sought at the smallest size that there is: the finest level is as coarse as can be.
+    assert min(shared, key=lambda r: r.step * r.appears).appears == pytest.approx(49 * 1.25 ** (-(per_level - 1) / 2))
+
+
+def test_levels_are_shared_by_classes_too() -> None:
+    found = module.ladder({"a": [49.0], "b": [49.0 * 1.25]}, 49.0, 1.25, 2, 4, None, 3)
+    assert found["a"] == (Rung(102, 39.2), Rung(102, 49.0), Rung(102, 61.25), Rung(200, 39.2), Rung(200, 49.0))
+    assert found["b"] == (Rung(102, 49.0), Rung(102, 61.25), Rung(200, 39.2), Rung(200, 49.0), Rung(200, 61.25))

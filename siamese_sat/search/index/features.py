@@ -22,10 +22,11 @@ from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search import window as grid
-from siamese_sat.search.dense import UNIT, Span, features, read_level, spans
+from siamese_sat.search.dense import features, spans
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.index.encoder import Encoded, need_valid, shifted
+from siamese_sat.search.level import UNIT, Span, read_level
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.whiten import Whitening, fit_whitening
 

@@ -22,8 +22,7 @@ def test_without_weight_the_deep_stage_is_as_good_as_none(
     exemplars = [*shown["boat"], *shown["pool"]]
     none, light = (Searched(model, engine, exemplars, small.scene, **s) for s in ({"deep": None}, {"deep_weight": 0.0}))
     for one, two in zip(none.method.templates, light.method.templates, strict=True):
-        assert one.deep is None
-        assert two.deep is None
+        assert all(r.deep is None for t in (one, two) for r in t.renditions)
         assert one.curve == two.curve
         np.testing.assert_array_equal(one.left_out, two.left_out)
         np.testing.assert_array_equal(one.background, two.background)
@@ -33,7 +32,8 @@ def test_without_weight_the_deep_stage_is_as_good_as_none(
 
 
 def test_the_more_weight_the_deep_stage_has_the_more_it_says(small: Searched) -> None:
-    template = small.method.templates[0]
+    template = small.method.templates[0].renditions[1]
+    assert template.appears == 49
     assert template.deep is not None
     generator = torch.Generator().manual_seed(0)
     places = torch.randn(7, *template.consensus.patches.shape[2:], generator=generator)
@@ -42,7 +42,7 @@ def test_the_more_weight_the_deep_stage_has_the_more_it_says(small: Searched) ->
     template = replace(template, sizes=np.full(len(template.sizes), small.method.object_size * step / 128))
 
     def scores(weight: float, deep: torch.Tensor | None = deep) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        matcher = Matcher(small.method.object_size, small.method.views, weight, 1.2, torch.float32)
+        matcher = Matcher(small.method.views, weight, 1.2, torch.float32)
         return matcher.closer(template, places, deep, step)
 
     first = template.consensus.cosines(places).amax(2).double().numpy()
@@ -67,7 +67,9 @@ def test_an_exemplar_on_the_grid_of_the_deep_stage_finds_itself(
         box = draw(pixels, BOAT, cx, cy)
         scene = save(tmp_path / f"{cx}_{cy}.tif", pixels)
         exemplars = [Exemplar("boat", scene, box)]
-        searched = Searched(model, engine, exemplars, scene, object_size=40.0, contrast=contrast, deep_weight=9.0)
+        searched = Searched(
+            model, engine, exemplars, scene, object_size=40.0, sizes_per_level=1, contrast=contrast, deep_weight=9.0
+        )
         assert 128 in searched.method.templates[0].steps
         ((_, found, score),) = searched.best(1)
         assert error(found, box)[0] < 1

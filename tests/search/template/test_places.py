@@ -28,7 +28,7 @@ def test_a_tile_border_changes_no_candidate(
     x0, y0, x1, y1 = small.scene.aoi
     levels = [-(-n * 128 // s) for t in small.method.templates for s in t.steps for n in (x1 - x0, y1 - y0)]
     assert sum(n % 16 > 0 for n in levels) > len(levels) / 2, "no whole number of the deep stage's cells"
-    assert all(t.deep is not None for t in small.method.templates)
+    assert all(r.deep is not None for t in small.method.templates for r in t.renditions)
     monkeypatch.setattr(small.method, "tile", tile)
     parts = rows(small.all())
     monkeypatch.setattr(small.method, "tile", 4096)
@@ -52,16 +52,18 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
 @pytest.mark.parametrize("level", [0, 2, 4])
 def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     boat = small.method.templates[0]
-    step = boat.steps[level]
+    sizes = sorted(((s, r) for r in boat.renditions for s in r.steps), key=lambda f: f[0] * f[1].appears)
+    step, rendition = sizes[level]
     curve = ScoreCurve(0.5, 1.0)
-    monkeypatch.setattr(small.method, "templates", [replace(boat, steps=(step,), curve=curve)])
+    one = replace(boat, renditions=(replace(rendition, steps=(step,)),), curve=curve)
+    monkeypatch.setattr(small.method, "templates", [one])
     monkeypatch.setattr(small.method, "least", -1.0)
     found = []
     for spread in (0.3, 1e6):
         monkeypatch.setattr(small.method, "size_spread", spread)
         found.append(np.array([curve.raw(s) for s in small.all().scores]))
     assert (found[1] > 0.1).sum() > 3
-    ratio = 49 * step / 128 / 40
+    ratio = rendition.appears * step / 128 / 40
     assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
     np.testing.assert_allclose(found[0], found[1] * math.exp(-((math.log(ratio) / 0.3) ** 2) / 2), rtol=1e-4)
 
@@ -80,7 +82,9 @@ def test_places_are_counted(small: Searched) -> None:
         step: sum(t.valid.size for t in feature_tiles(small.engine, area, RADIOMETRY, step))
         for step in {s for t in small.method.templates for s in t.steps}
     }
-    assert small.method.windows(area) == {t.name: sum(cells[s] for s in t.steps) for t in small.method.templates}
+    assert small.method.windows(area) == {
+        t.name: sum(cells[s] for r in t.renditions for s in r.steps) for t in small.method.templates
+    }
 
 
 def test_an_area_of_interest_bounds_the_search(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:

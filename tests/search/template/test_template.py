@@ -21,10 +21,12 @@ def test_the_same_twice(small: Searched, model: TrainedModel, shown: dict[str, l
     again = Searched(model, small.engine, [*shown["boat"], *shown["pool"]], small.scene)
     for one, two in zip(small.method.templates, again.method.templates, strict=True):
         assert one.curve == two.curve
-        for part in ("kernels", "patches", "weights"):
-            assert torch.equal(getattr(one.consensus, part), getattr(two.consensus, part))
-            assert torch.equal(getattr(one.deep, part), getattr(two.deep, part))
-        np.testing.assert_array_equal(one.consensus.shift, two.consensus.shift)
+        assert len(one.renditions) == len(two.renditions) == 3
+        for ours, theirs in zip(one.renditions, two.renditions, strict=True):
+            for part in ("kernels", "patches", "weights"):
+                assert torch.equal(getattr(ours.consensus, part), getattr(theirs.consensus, part))
+                assert torch.equal(getattr(ours.deep, part), getattr(theirs.deep, part))
+            np.testing.assert_array_equal(ours.consensus.shift, theirs.consensus.shift)
     first, second = small.all(), again.all()
     np.testing.assert_array_equal(first.boxes, second.boxes)
     np.testing.assert_array_equal(first.scores, second.scores)
@@ -40,8 +42,8 @@ def test_an_exemplar_at_the_border_works_and_is_told(
     assert "1 of 1 exemplars are cut" in caplog.text
     pixels = texture(10, 200, 260)
     truth = draw(pixels, BOAT, 130, 90, 1, 90)
-    searched = Searched(model, engine, exemplars, save(tmp_path / "a.tif", pixels))
-    upright = searched.method.templates[0].consensus.patches[0, 0].abs().sum(0)
+    searched = Searched(model, engine, exemplars, save(tmp_path / "a.tif", pixels), sizes_per_level=1)
+    upright = searched.method.templates[0].renditions[0].consensus.patches[0, 0].abs().sum(0)
     assert upright.shape == (9, 9)
     # 20 scene pixels to the border are 24.5 pixels of the template, three cells of the four.
     assert (upright[:, 0] == 0).all()
@@ -110,7 +112,8 @@ def test_levels_follow_the_sizes_of_the_exemplars(
     exemplars = [Exemplar(n, scene, (100, 100, 100 + side, 100 + side / 2)) for n, side in boxes]
     for found in Searched(model, engine, exemplars, small.scene, samples=2).method.templates:
         sides = np.array([side for name, side in boxes if name == found.name])
-        at = np.array(found.steps) * 49 / 128  # the longer side that a level suits
+        # The longer sides that are sought.
+        at = np.sort([r.appears * step / 128 for r in found.renditions for step in r.steps])
         middle = np.median(sides)
         assert at.min() <= middle / 1.25**1.5
         assert at.max() >= middle * 1.25**1.5
@@ -146,7 +149,7 @@ def test_scenes_without_a_valid_pixel(
     "setting",
     [
         {"cells": 8}, {"cells": 0}, {"views": 0}, {"scale_step": 1.0}, {"size_spread": 0.0}, {"contrast": -0.1},
-        {"oblique_trust": 0.0},
+        {"oblique_trust": 0.0}, {"sizes_per_level": 0},
         {"contrast": 1.1}, {"contrast": float("nan")}, {"deep_weight": -0.1}, {"deep_weight": float("nan")},
         {"deep_weight": float("inf")}, {"deep_cells": 4}, {"deep_cells": -1},
     ],
