@@ -62,7 +62,8 @@ class OpenVINO:
         ov = openvino_module()
         self._ov, self._dtype = ov, dtype
         self._type = ov.Type.bf16 if dtype == torch.bfloat16 else ov.Type.f32
-        # Traced in fp32, of which bf16 weights lose nothing.
+        # In fp32, of which bf16 weights lose nothing: traced in bf16 they came out as garbage, for OpenVINO goes on
+        # reading them where they lay after they are gone.
         network = copy.deepcopy(network).float()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is deprecated, and what OpenVINO itself does first
