@@ -32,6 +32,7 @@ from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
+from siamese_sat.model.runtime import RUNTIMES
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, draw_exemplars
 from siamese_sat.search.run import search_scenes
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
         radiometry = for_imagenet_weights(found, test[0].dtype)
         model = TrainedModel(embedder, radiometry, ChipSpec(), test[0].bands, (), Calibration())
     dtype = pick_precision(args.precision, device)
-    engine = Engine(DeployedEmbedder(model.embedder, device, dtype), device, dtype)
+    deployed = DeployedEmbedder(model.embedder, device, dtype, args.runtime)
+    engine = Engine(deployed, device, dtype)
     exemplars = [
         e
         for count in args.exemplars
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)

@@ -37,6 +37,7 @@ from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
+from siamese_sat.model.runtime import RUNTIMES
 from siamese_sat.report.table import write_csv
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
@@ -57,7 +58,8 @@ class Search:
         embedder = build_embedder(("B", "G", "R"), args.backbone, weights=None).eval().requires_grad_(False)
         device = pick_device(args.device)
         dtype = pick_precision(args.precision, device)
-        self.engine = Engine(DeployedEmbedder(embedder, device, dtype), device, dtype, args.batch_size)
+        deployed = DeployedEmbedder(embedder, device, dtype, args.runtime)
+        self.engine = Engine(deployed, device, dtype, args.batch_size)
         self.model = TrainedModel(embedder, RADIOMETRY, ChipSpec(), BANDS, (), Calibration())
 
     def __call__(self, paths: Sequence[Path], shown: Path, classes: int) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def child(args: argparse.Namespace) -> None:
 def apart(args: argparse.Namespace, paths: Sequence[Path], shown: Path, classes: int = 5) -> dict[str, Any]:
     """Runs `child`."""
     command = [sys.executable, __file__, "--child", *map(str, paths), "--shown", str(shown)]
-    for name in ("window", "threshold", "backbone", "device", "precision", "batch_size", "method"):
+    for name in ("window", "threshold", "backbone", "device", "precision", "runtime", "batch_size", "method"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     done = subprocess.run([*command, "--classes-of-child", str(classes)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/search_scaling"))
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
@@ -195,7 +198,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parts = measure(args, Path(folder))
     title = (
-        f"{args.method}, windows of {args.window} px, {args.backbone}; medians of {args.rounds} rounds.\n\n"
+        f"{args.method}, windows of {args.window} px, {args.backbone}, runtime={args.runtime}; "
+        f"medians of {args.rounds} rounds.\n\n"
         f"Before: {begun}\n\nAfter: {machine()}"
     )
     rows = pd.concat([part.assign(part=name) for name, part, _ in parts])

@@ -40,6 +40,7 @@ from siamese_sat.model.calibration import Calibration
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import build_embedder
+from siamese_sat.model.runtime import RUNTIMES
 from siamese_sat.report.table import write_csv
 from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar
@@ -65,7 +66,9 @@ class Bench:
         self.device = pick_device(args.device)
         dtype = pick_precision(args.precision, self.device)
         self.plain = embedder.to(self.device)
-        self.engine = Engine(DeployedEmbedder(embedder, self.device, dtype), self.device, dtype, args.batch_size)
+        deployed = DeployedEmbedder(embedder, self.device, dtype, args.runtime)
+        self.runtime = deployed.runtime
+        self.engine = Engine(deployed, self.device, dtype, args.batch_size)
         scene = open_scene(shown, BANDS)
         self.radiometry = estimate([scene], quiet=True)
         self.model = TrainedModel(embedder, self.radiometry, ChipSpec(), BANDS, (), Calibration())
@@ -154,7 +157,7 @@ class Bench:
             started = time.perf_counter()
             with torch.inference_mode():
                 for _ in range(max(1, round(side**2 / tile**2)) * len(self.paths)):
-                    embedder.backbone(embedder.features(image, "layer2"), "layer3", "layer2")
+                    embedder.further(embedder.features(image, "layer2"), "layer3", "layer2")
             _wait(self.device)
             ran = max(1, round(side**2 / tile**2)) * tile**2
             seconds += (time.perf_counter() - started) * side**2 / ran
@@ -238,6 +241,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=0, help="of the libraries' DataLoaders")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/search_speed"))
@@ -261,7 +265,7 @@ def main() -> None:
     stages = table.drop(columns=main_columns)
     title = (
         f"{args.scenes} scene(s) of {args.side} x {args.side} px, 4 bands, uint16; {args.classes} classes; "
-        f"{args.backbone}, {bench.engine.dtype}; medians of {args.rounds} rounds.\n\n"
+        f"{args.backbone}, {bench.engine.dtype}, {bench.runtime}; medians of {args.rounds} rounds.\n\n"
         f"Before: {begun}\n\nAfter: {machine()}"
     )
     reading = (

@@ -140,7 +140,8 @@ def make_engine(cfg: DictConfig, model: TrainedModel) -> Engine:
     """The model's embedder, ready to run where ``search.device`` says."""
     device = pick_device(cfg.search.device)
     dtype = pick_precision(cfg.search.precision, device)
-    deployed = DeployedEmbedder(model.embedder, device, dtype)
+    deployed = DeployedEmbedder(model.embedder, device, dtype, cfg.search.runtime)
+    log.info("The network runs with runtime=%s.", deployed.runtime)
     return Engine(deployed, device, dtype, cfg.search.batch_size, cfg.search.min_valid)
 
 

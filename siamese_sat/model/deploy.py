@@ -13,6 +13,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.embedder import Embedder
+from siamese_sat.model.runtime import Runner, pick_runtime
 
 
 class DeployedEmbedder(nn.Module):
@@ -25,12 +26,26 @@ class DeployedEmbedder(nn.Module):
         embedder: trained or not; it is not changed.
         device: where to compute.
         dtype: of projection and backbone.
+        runtime: what runs the backbone, see `pick_runtime`.
+
+    Attributes:
+        runtime: what runs it here: ``eager``, ``compile`` or ``openvino``.
+
+    Raises:
+        InputError: see `pick_runtime`.
     """
 
     def __init__(
-        self, embedder: Embedder, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        embedder: Embedder,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        runtime: str = "eager",
     ) -> None:
         super().__init__()
+        self.runtime = pick_runtime(runtime, torch.device(device), dtype)
+        # As asked, not as picked: it may be sent to where the other thing holds.
+        self._asked, self._runners = runtime, dict[tuple[str, str | None], Runner]()
         own = copy.deepcopy(embedder).eval().requires_grad_(False)
         _fold(own.backbone)
         self.dtype = dtype
@@ -79,13 +94,37 @@ class DeployedEmbedder(nn.Module):
 
     def embed_projected(self, projected: Tensor) -> Tensor:
         """What `project` gave, cut into chips ``[N, 3, S, S]``, to unit vectors ``[N, D]`` in fp32."""
-        pooled = self.backbone(projected.contiguous(memory_format=torch.channels_last)).float().mean(dim=(2, 3))
+        pooled = self._stages("layer4")(projected).float().mean(dim=(2, 3))
         return F.normalize(self.head(pooled), dim=1)
 
     def features(self, image: Tensor, until: str = "layer4") -> Tensor:
         """Feature map of a stage, in the precision of the computation."""
         x = image.to(self.dtype, memory_format=torch.channels_last)
-        found: Tensor = self.backbone(self.projection(x), until)
+        return self._stages(until)(self.projection(x))
+
+    def further(self, found: Tensor, until: str, after: str) -> Tensor:
+        """Feature map of a stage, of what `features` gave of the stage ``after``."""
+        return self._stages(until, after)(found)
+
+    def runner(self, network: nn.Module) -> Runner:
+        """Runs another network, of this one's parts, as this one is run."""
+        return Runner(network, self._asked, self.dtype)
+
+    def _stages(self, until: str, after: str | None = None) -> Runner:
+        if (until, after) not in self._runners:
+            self._runners[until, after] = self.runner(_Stages(self.backbone, until, after))
+        return self._runners[until, after]
+
+
+class _Stages(nn.Module):
+    """Some of a backbone's stages, as a function of one tensor."""
+
+    def __init__(self, backbone: nn.Module, until: str, after: str | None) -> None:
+        super().__init__()
+        self.backbone, self.until, self.after = backbone, until, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.backbone(x, self.until, self.after)
         return found
 
 

@@ -93,6 +93,11 @@ class Embedder(nn.Module):
         features: Tensor = self.backbone(self.projection(x), until)
         return features
 
+    def further(self, found: Tensor, until: str, after: str) -> Tensor:
+        """The feature map of a stage, of what `features` gave of the stage ``after``."""
+        features: Tensor = self.backbone(found, until, after)
+        return features
+
     def set_trainable(self, stages: Iterable[str], keep_statistics: bool = False) -> None:
         """Lets these backbone stages learn and freezes the others, their BatchNorm statistics included.
 

@@ -166,7 +166,7 @@ def first_stage(engine: Engine, pixels: Tensor, stage: str) -> Tensor:
 @torch.inference_mode()
 def later_stage(engine: Engine, found: Tensor, stage: str, deep: str) -> Tensor:
     """Features ``[N, channels, h, w]`` of a later stage, of what `first_stage` gave."""
-    further: Tensor = engine.embedder.backbone(found, deep, stage)
+    further: Tensor = engine.embedder.further(found, deep, stage)
     return further
 
 

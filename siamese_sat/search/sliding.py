@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from siamese_sat.data.radiometry import RadiometryOf
 from siamese_sat.data.scene import Scene
@@ -60,14 +60,16 @@ class Sliding:
     """
 
     engine: Engine
-    backbone: nn.Module
+    backbone: Callable[[Tensor], Tensor]
     size: int
     stride: int
 
     @classmethod
     def of(cls, engine: Engine, size: int, stride: int) -> Sliding:
         """Made ready for one geometry."""
-        return cls(engine, Finer(engine.embedder.backbone, stride), size, stride)
+        embedder = engine.embedder
+        assert isinstance(embedder, DeployedEmbedder)
+        return cls(engine, embedder.runner(Finer(embedder.backbone, stride)), size, stride)
 
     def vectors(
         self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int
@@ -103,7 +105,7 @@ class Sliding:
 
     def _pooled(self, image: Tensor) -> Tensor:
         """Means ``[N, channels, h, w]`` in fp32 over the cells of the window that begins at each cell."""
-        cells = self.backbone(image.contiguous(memory_format=torch.channels_last)).float()
+        cells = self.backbone(image).float()
         step, number = CELL // self.stride, self.size // CELL
         height, width = (n - step * (number - 1) for n in cells.shape[2:])
         shifts = [step * i for i in range(number)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -65,3 +65,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> World:
     engine = Engine(DeployedEmbedder(model.embedder), CPU, batch_size=16)
     exemplars = [Exemplar("thing", scenes["0.tif"], (60.0, 60.0, 100.0, 96.0))]
     return World(scenes, model, engine, exemplars)
+
+
+@pytest.fixture(scope="package")
+def by_openvino(small: World) -> World:
+    """The same, computed by OpenVINO in bf16."""
+    pytest.importorskip("openvino")
+    deployed = DeployedEmbedder(small.model.embedder, CPU, torch.bfloat16, "openvino")
+    return replace(small, engine=replace(small.engine, embedder=deployed, dtype=torch.bfloat16))

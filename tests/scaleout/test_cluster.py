@@ -106,7 +106,9 @@ def test_an_item_does_not_wait_for_the_worker_that_died_at_it(
 
 
 @pytest.mark.parametrize("way", ["template", "window"])
-def test_the_rows_are_those_of_one_process(pool: RayPool, small: World, way: str) -> None:
+@pytest.mark.parametrize("world", ["small", "by_openvino"])
+def test_the_rows_are_those_of_one_process(pool: RayPool, request: pytest.FixtureRequest, world: str, way: str) -> None:
+    small: World = request.getfixturevalue(world)
     method = small.template() if way == "template" else small.window()
     here = search_scenes(small.scenes, method, {"thing": 0.0}, 0.1)
     there = search_scenes(small.scenes, method, {"thing": 0.0}, 0.1, Workers(pool, 0.05))

@@ -66,6 +66,16 @@ def test_shared_out_the_rows_are_the_same(small: World, way: str, split: float) 
     assert len(pool.asked) == (3 if split > 1 else sum(-(-s.width * s.height // 20_000) for s in scenes.values()))
 
 
+@pytest.mark.parametrize("way", ["template", "window"])
+def test_shared_out_openvino_gives_the_same_rows(by_openvino: World, way: str) -> None:
+    method = by_openvino.template() if way == "template" else by_openvino.window()
+    scenes = dict(list(by_openvino.scenes.items())[:2])
+    here = search_scenes(scenes, method, {"thing": 0.0}, 0.1)
+    there = search_scenes(scenes, method, {"thing": 0.0}, 0.1, Workers(Backwards(), 0.03))
+    assert len(here.detections) > 3
+    pd.testing.assert_frame_equal(here.detections, there.detections, check_exact=True)
+
+
 def test_a_scene_that_fails_in_a_part_is_reported_once(small: World) -> None:
     method = small.template()
     scenes = dict(list(small.scenes.items())[:2])

@@ -35,7 +35,7 @@ class Means(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))  # a backbone has one; this goes round it
 
-    def forward(self, x: Tensor, until: str = "layer4") -> Tensor:
+    def forward(self, x: Tensor, until: str = "layer4", after: str | None = None) -> Tensor:
         return F.adaptive_avg_pool2d(x, 16).flatten(1)[:, :, None, None]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES, Backbone
-from siamese_sat.model.embedder import Embedder
+from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.search.dense import FeatureTile, feature_tiles, features, spans
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.level import Span
@@ -31,15 +31,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
+@pytest.fixture(scope="module", params=["plain", "openvino"])
+def engine(request: pytest.FixtureRequest) -> Engine:
     embedder = tiny_embedder().eval()
     gen = torch.Generator().manual_seed(3)
     for norm in (m for m in embedder.backbone.modules() if isinstance(m, nn.BatchNorm2d)):
         # A network that says something of nothing: its padding then differs from pixels at the band mean.
         norm.bias.data.uniform_(-0.5, 0.5, generator=gen)
         norm.running_mean.uniform_(-0.2, 0.2, generator=gen)  # type: ignore[union-attr, operator]
-    return Engine(embedder.requires_grad_(False), torch.device("cpu"))
+    if request.param == "plain":
+        return Engine(embedder.requires_grad_(False), torch.device("cpu"))
+    pytest.importorskip("openvino")
+    return Engine(DeployedEmbedder(embedder, runtime=request.param), torch.device("cpu"))
 
 
 def averaging(name: str, variant: str) -> Backbone:
@@ -271,6 +274,5 @@ def test_a_scene_without_a_valid_pixel_has_no_tile(engine: Engine, tmp_path: Pat
 @pytest.mark.parametrize("stage", ["layer1", "layer2", "layer3"])
 def test_features_of_one_image_are_the_embedders(engine: Engine, stage: str) -> None:
     image = torch.randn(4, 64, 96, generator=torch.Generator().manual_seed(0))
-    assert isinstance(engine.embedder, Embedder)
     expected: Tensor = engine.embedder.features(image[None], stage)[0]
     torch.testing.assert_close(features(engine, image, stage), expected)

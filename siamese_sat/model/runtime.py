@@ -1,0 +1,134 @@
+"""What runs a network: PyTorch as it stands, PyTorch compiled, or OpenVINO. The function is the same but for rounding.
+
+Compiled networks take images of any size: what is made anew for each size would cost more than it wins where scenes
+have tiles of many, and its bits could depend on which came first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from siamese_sat.errors import InputError
+from siamese_sat.model.vino import PRECISIONS, OpenVINO, openvino_module
+
+log = logging.getLogger(__name__)
+
+RUNTIMES = ("auto", "eager", "compile", "openvino")
+# Graphs that PyTorch may make of one network: sizes of 1 get one of their own, all others share one.
+GRAPHS = 16
+
+
+def pick_runtime(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """``auto`` is OpenVINO where it is installed and can do what is asked, on a CPU in fp32 or bf16; else ``eager``.
+
+    Returns:
+        ``eager``, ``compile`` or ``openvino``.
+
+    Raises:
+        InputError: an unknown name, or OpenVINO is asked for and is not installed, or cannot do it.
+    """
+    if name not in RUNTIMES:
+        raise InputError(f"search.runtime={name!r} is none of {', '.join(RUNTIMES)}.")
+    if name == "auto":
+        return "openvino" if device.type == "cpu" and dtype in PRECISIONS and _usable() else "eager"
+    if name == "openvino":
+        if device.type != "cpu":
+            raise InputError(f"search.runtime=openvino runs on the CPU, not on {device}; set search.device=cpu.")
+        if dtype not in PRECISIONS:
+            raise InputError("search.runtime=openvino computes in fp32 or bf16; set search.precision to one of them.")
+        openvino_module()
+    return name
+
+
+def _usable() -> bool:
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    try:
+        openvino_module()
+    except InputError as error:
+        log.warning("OpenVINO is installed, but cannot be imported (%s): PyTorch runs the network.", error.__cause__)
+        return False
+    return True
+
+
+class Runner:
+    """A network as a function of images, compiled for where it is first called.
+
+    What is compiled stays in its process: a copy, or what is sent to another process, compiles its own. Threads may
+    share a runner.
+
+    Args:
+        network: takes ``[N, C, H, W]``, gives ``[N, channels, h, w]``; its weights must not change once it has run.
+        runtime: see `pick_runtime`.
+        dtype: of its weights.
+    """
+
+    def __init__(self, network: nn.Module, runtime: str, dtype: torch.dtype) -> None:
+        self.network, self.runtime, self.dtype = network, runtime, dtype
+        self._made: tuple[tuple[torch.device, int], Callable[[Tensor], Tensor]] | None = None
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """What the network gives ``[N, channels, h, w]``, in the weights' precision, channels last.
+
+        Args:
+            images: ``[N, C, H, W]`` of any precision and layout, where the network is.
+
+        Raises:
+            InputError: see `pick_runtime`; or there is nothing to compile with.
+        """
+        images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        with self._lock:
+            # Threads are chosen when a network is compiled.
+            key = images.device, torch.get_num_threads()
+            if self._made is None or self._made[0] != key:
+                self._made = key, self._make(images)
+            run = self._made[1]
+        return run(images)
+
+    def _make(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        chosen = pick_runtime(self.runtime, images.device, self.dtype)
+        if chosen == "openvino":
+            return OpenVINO(self.network, self.dtype, images.shape[1])
+        return _compile_torch(self.network, images.device) if chosen == "compile" else self.network
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+
+def _compile_torch(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """By TorchInductor; on a CPU with the weights as constants, which it lays out for each convolution beforehand."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
+
+    compiled: Callable[[Tensor], Tensor] = torch.compile(  # type: ignore[call-overload] # its stub is behind
+        network,
+        dynamic=True,
+        options={"freezing": device.type == "cpu"},
+        recompile_limit=GRAPHS,
+        isolate_recompiles=True,
+    )
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            return compiled(images)
+        except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise InputError(
+                f"search.runtime=compile cannot compile the network here ({reason}); it needs a C++ compiler on a CPU "
+                f"and Triton on a GPU: install that, or set search.runtime=eager."
+            ) from error
+
+    return run
