@@ -91,6 +91,7 @@ SEARCH_REAL = {
     "search.expansion.least": (0, 1),
     "search.method.shrinkage": (0, 1),
     "search.method.box_scale": (0.1, 10),
+    "search.method.vote_iou": (0, 1),
     "search.method.tolerance": (0, 1),
     "chip.padding": (0, 5),
     "indexing.shrinkage": (0, 1),

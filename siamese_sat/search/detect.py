@@ -11,6 +11,7 @@ import pandas as pd
 
 from siamese_sat.errors import InputError
 from siamese_sat.search.overlap import kept
+from siamese_sat.search.voting import vote
 
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "class_name", "filename", "score"]
 Threshold = float | Mapping[str, float]
@@ -64,8 +65,13 @@ def check_threshold(threshold: Threshold, classes: Sequence[str]) -> dict[str, f
     return found
 
 
-def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
+def suppress(candidates: Candidates, nms_iou: float, vote_iou: float = 0.0) -> Candidates:
     """Non-maximum suppression within each class of one scene; what is left comes best first.
+
+    Args:
+        candidates: of one scene.
+        nms_iou: of two of a class that overlap by more, the better stays.
+        vote_iou: boxes that stay are put right by those that overlap them by so much, see `vote`; 0: they are not.
 
     Raises:
         InputError: ``nms_iou`` is outside 0..1.
@@ -76,9 +82,13 @@ def suppress(candidates: Candidates, nms_iou: float) -> Candidates:
     x_min, y_min, x_max, y_max = candidates.boxes.T
     order = np.lexsort((candidates.classes, x_max, y_max, x_min, y_min, -candidates.scores))
     chosen = order[kept(candidates.regions[order], candidates.classes[order], nms_iou)]
-    return Candidates(
-        candidates.boxes[chosen], candidates.regions[chosen], candidates.classes[chosen], candidates.scores[chosen]
-    )
+    boxes, regions = candidates.boxes[chosen], candidates.regions[chosen]
+    classes, scores = candidates.classes[chosen], candidates.scores[chosen]
+    if vote_iou > 0:
+        for number in np.unique(classes):
+            mine, all_of = classes == number, order[candidates.classes[order] == number]
+            boxes[mine] = vote(boxes[mine], scores[mine], candidates.boxes[all_of], candidates.scores[all_of], vote_iou)
+    return Candidates(boxes, regions, classes, scores)
 
 
 def to_frame(

@@ -14,7 +14,7 @@ from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.part import Part
 
-__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod"]
+__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod", "vote_iou_of"]
 
 
 class SearchMethod(Protocol):
@@ -72,3 +72,8 @@ class Divisible(Protocol):
 
     def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
         """What `candidates` gives, from what all parts have given."""
+
+
+def vote_iou_of(method: SearchMethod) -> float:
+    """Overlap from which a method's boxes put each other right, see `siamese_sat.search.voting`; 0: they do not."""
+    return float(getattr(method, "vote_iou", 0.0))

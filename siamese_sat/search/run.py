@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from siamese_sat.data.scene import Scene
@@ -14,8 +15,9 @@ from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
 from siamese_sat.scaleout.pool import Pool
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
-from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod
+from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, vote_iou_of
 from siamese_sat.search.part import Part
+from siamese_sat.search.voting import heard
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,31 @@ class Search:
     def __call__(self, item: SceneItem) -> Candidates:
         """A whole scene's places, suppressed; or those of a part, which only all parts together can be."""
         if item.part[1] == 1:
-            found = Candidates.join(list(self.method.candidates(item.scene, self.thresholds)))
-            return suppress(found, self.nms_iou)
+            found = Candidates.join(list(self.method.candidates(item.scene, self.asked)))
+            return self.settle(found)
         assert isinstance(self.method, Divisible)
-        return Candidates.join(list(self.method.some(item.scene, self.thresholds, item.part)))
+        return Candidates.join(list(self.method.some(item.scene, self.asked, item.part)))
 
     def gather(self, parts: Sequence[Candidates]) -> Candidates:
         """A scene's places from what all its items gave."""
         if len(parts) == 1:
             return parts[0]
         assert isinstance(self.method, Divisible)
-        return suppress(self.method.whole(Candidates.join(parts), self.thresholds), self.nms_iou)
+        return self.settle(self.method.whole(Candidates.join(parts), self.asked))
+
+    @property
+    def asked(self) -> dict[str, float]:
+        """Least score by class of what the method is to give: what puts boxes right may be below the threshold."""
+        if vote_iou_of(self.method) <= 0:
+            return dict(self.thresholds)
+        return {name: heard(least) for name, least in self.thresholds.items()}
+
+    def settle(self, found: Candidates) -> Candidates:
+        """A scene's places, suppressed, put right, and those that reach their class's threshold."""
+        best = suppress(found, self.nms_iou, vote_iou_of(self.method))
+        least = np.array([self.thresholds[name] for name in self.method.classes])
+        keep = best.scores >= (least[best.classes] if len(best.classes) else 0)
+        return Candidates(best.boxes[keep], best.regions[keep], best.classes[keep], best.scores[keep])
 
 
 @dataclass(frozen=True)
@@ -140,8 +156,8 @@ Advance = Callable[[float], None]
 
 
 def _here(scenes: Mapping[str, Scene], work: Search, advance: Advance) -> Iterator[tuple[str, Candidates | InputError]]:
-    for name, found in _searched(scenes, work.method, work.thresholds):
-        yield name, found if isinstance(found, InputError) else suppress(found, work.nms_iou)
+    for name, found in _searched(scenes, work.method, work.asked):
+        yield name, found if isinstance(found, InputError) else work.settle(found)
         advance(scenes[name].megapixels)
 
 

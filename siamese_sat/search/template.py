@@ -39,7 +39,7 @@ from siamese_sat.search.patch import sides_of
 from siamese_sat.search.whiten import Whitening, whiten
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
-CLOSER = 0.5
+CLOSER = 0.7
 # Background cells from which the searched scenes speak for themselves; in smaller ones the training's background helps.
 ENOUGH = 20_000
 
@@ -69,6 +69,7 @@ class TemplateSearch:
         shrinkage: of the whitening.
         oblique_trust: weight of views between quarter turns in the vote on the box.
         box_scale: reported boxes are the exemplars' extent times this.
+        vote_iou: overlap from which places put each other's boxes right; 0: they do not.
         samples: places, at most, from which the background's statistics are taken.
         least: raw scores below are no candidates.
         most: places, two cells by two, that are compared in full per class and tile, at most; the most promising.
@@ -94,6 +95,7 @@ class TemplateSearch:
     shrinkage: float = 0.1
     oblique_trust: float = 0.1
     box_scale: float = 1.1
+    vote_iou: float = 0.2
     samples: int = 192
     least: float = 0.02
     most: int = 2000

@@ -14,7 +14,7 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.method import RadiometryOf, SearchMethod, vote_iou_of
 from siamese_sat.search.part import Part, share
 
 Boxes = npt.NDArray[np.float64]
@@ -98,6 +98,11 @@ class Verified:
     def classes(self) -> list[str]:
         """See `SearchMethod`."""
         return self.method.classes
+
+    @property
+    def vote_iou(self) -> float:
+        """See `vote_iou_of`."""
+        return vote_iou_of(self.method)
 
     def prepare(
         self,
