@@ -58,7 +58,7 @@ def search(args: argparse.Namespace, folder: Path) -> tuple[str, pd.DataFrame, l
     model = TrainedModel(embedder, radiometry, ChipSpec(), (1, 2, 3, 4), (), Calibration())
     device = torch.device("cpu")
     dtype = pick_precision(args.precision, device)
-    engine = Engine(DeployedEmbedder(embedder, device, dtype), device, dtype)
+    engine = Engine(DeployedEmbedder(embedder, device, dtype, "auto"), device, dtype)
     method = TemplateSearch()
     shown = [Exemplar("thing", first, (120.0 + 60 * n, 100.0, 160.0 + 60 * n, 140.0)) for n in range(3)]
     method.prepare(model, engine, shown, OneForAll(radiometry), list(scenes.values()))

@@ -8,7 +8,8 @@ names some: time does not depend on them), 64 px windows 32 px apart, taking tur
     original        the notebook's loop: per class, whole scene, list of patches, batches of 64, fp32
     sahi, torchgeo  their windows in a plain loop (``+ ours``: with this product's folded network and precision);
                     without either library a DataLoader over windows of our own making stands in for them ("loader")
-    template, pyramid   the default search for one class at 5 scales; the layers that it uses over the same levels
+    template            the default search for one class at 5 sizes
+    pyramid, five       the layers that it uses: over its own levels; over a level for each of the 5 sizes
 
 Prints medians, ratios (the median of each round's own) and stages; writes search_speed.md and .csv.
 
@@ -44,6 +45,7 @@ from siamese_sat.model.runtime import RUNTIMES
 from siamese_sat.report.table import write_csv
 from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.ladder import ladder
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.run import search_scenes
@@ -145,12 +147,18 @@ class Bench:
         # The deep stage runs when a peak is compared closer.
         stages.seconds["score"] -= stages.seconds.get("deep forward", 0.0)
         self.steps = sorted({s for t in method.templates for s in t.steps})
+        sizes = {"": [49.0]}
+        self.five = [r.step for r in ladder(sizes, method.object_size, method.scale_step, 2, 2)[""]]
         return _row(seconds, found.compared[method.classes[0]], stages, self.device, found=len(found.detections))
 
-    def pyramid(self) -> dict[str, Any]:
-        """The layers that the default search uses, over tiles of the same levels that lie in memory."""
+    def pyramid(self, five: bool = False) -> dict[str, Any]:
+        """The layers that the default search uses, over tiles of the same levels that lie in memory.
+
+        Args:
+            five: over a level for each of the sizes sought.
+        """
         embedder, seconds = self.engine.embedder, 0.0
-        for step in self.steps:
+        for step in self.five if five else self.steps:
             side = max(8, self.args.side * UNIT // step // 8 * 8)
             tile = min(side, 1024)
             image = torch.randn(1, 4, tile, tile).to(self.device, memory_format=torch.channels_last)
@@ -208,7 +216,8 @@ RATIOS = [  # title, one, other, column: how many times the one is faster; at le
     ("dense against the original's way", "dense", "original", "seconds", 50.0),
     ("exact against the bare forward", "exact", "bare", "windows/s", 0.95),
     ("dense against exact", "dense", "exact", "windows/s", 3.5),
-    ("template against the bare pyramid", "template", "pyramid", "seconds", 0.80),
+    ("template against the bare pyramid, its own levels", "template", "pyramid", "seconds", 0.80),
+    ("template against the bare pyramid, a level a size", "template", "five", "seconds", 0.80),
     *((f"exact against {name}", "exact", name, "seconds", 3.0)
       for name in ("sahi", "sahi + ours", "torchgeo", "torchgeo + ours", "loader", "loader + ours")),
 ]  # fmt: skip
@@ -252,7 +261,8 @@ def main() -> None:
         bench = Bench(args, Path(folder))
         sides = {
             "bare": bench.bare, "exact": lambda: bench.ours(False), "dense": lambda: bench.ours(True),
-            "template": bench.template, "pyramid": bench.pyramid, **bench.others(),
+            "template": bench.template, "pyramid": bench.pyramid,
+            "five": lambda: bench.pyramid(True), **bench.others(),
         }  # fmt: skip
         if args.sides:
             sides = {n: s for n, s in sides.items() if n in args.sides}

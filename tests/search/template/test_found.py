@@ -51,7 +51,7 @@ def test_things_are_found_where_they_are_larger_and_turned_too(
     for truth, (_, _, scale, _, near), more in zip(boxes, planted, slack, strict=True):
         (away, ratio), score = min((error(b, truth), s) for _, b, s in found[:4])
         assert away < further * near, "an untrained net's cells are the wider the fewer levels there are"
-        assert ratio < 1.15 * more
+        assert ratio < 1.15 * more * (1.1 if sizes_per_level > 1 else 1)
         assert score > 0.3 or scale > 1, "at the exemplars' own size, wherever it lies between cells"
 
 
