@@ -237,10 +237,10 @@ def brighten(desk: Desk) -> None:
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))  # of the same size, too
 
 
-def mask(desk: Desk) -> None:
+def mask(desk: Desk, width: int) -> None:
     path = desk.folder / "scenes" / NAMES[1]
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as target:
-        target.write_mask(np.tile(np.arange(target.width) < 150, (target.height, 1)))
+        target.write_mask(np.tile(np.arange(target.width) < width, (target.height, 1)))
 
 
 OTHERS: list[Any] = [
@@ -256,7 +256,6 @@ OTHERS: list[Any] = [
     pytest.param(["aoi=[0,0,180,180]"], None, id="area of interest"),
     pytest.param([], touch, id="time of a scene"),
     pytest.param([], brighten, id="pixels of a scene"),
-    pytest.param([], mask, id="mask beside a scene"),
 ]
 
 
@@ -275,6 +274,20 @@ def test_another_question_is_asked_of_all_scenes(
     assert AGAIN not in caplog.text
     assert not desk.parts.exists()
     assert found == desk.search(*settings, out="whole")
+
+
+def test_a_mask_beside_a_scene_counts_too(desk: Desk) -> None:
+    mask(desk, 180)
+    scene = desk.folder / "scenes" / NAMES[1]
+    before = scene.stat()
+    desk.stop()
+    mask(desk, 90)
+    assert Path(f"{scene}.msk").is_file()
+    os.utime(scene, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert scene.stat().st_size == before.st_size
+    found = desk.search()
+    assert desk.searched == NAMES
+    assert found == desk.search(out="whole")
 
 
 def cut_short(path: Path) -> None:
