@@ -46,7 +46,7 @@ def kept(parts: Parts, scenes: Mapping[str, Scene]) -> set[str]:
     return set(parts.taken(scenes))
 
 
-@pytest.mark.parametrize("way", ["template", "window"])
+@pytest.mark.parametrize("way", [pytest.param("template", marks=pytest.mark.slow), "window"])
 def test_only_what_is_left_is_shared_out(small: World, tmp_path: Path, way: str) -> None:
     method = small.template() if way == "template" else small.window()
     scenes, parts = some(small, 3), Parts(tmp_path / "parts", QUESTION)
