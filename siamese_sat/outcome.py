@@ -16,6 +16,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation
 from siamese_sat.progress import console
+from siamese_sat.question import Asked
 from siamese_sat.report.destination import named
 from siamese_sat.report.ranking import ranking_sheet
 from siamese_sat.report.render import rgb_bands
@@ -62,6 +63,7 @@ def conclude(
     bands: Sequence[str],
     known: Mapping[str, float] | None = None,
     workers: Workers | None = None,
+    asked: Asked | None = None,
 ) -> SearchResult:
     """Searches the scenes and writes what is found.
 
@@ -74,6 +76,7 @@ def conclude(
         bands: names of the scenes' bands, by which they are shown.
         known: a training's thresholds by class.
         workers: that share the scenes; None searches here.
+        asked: so that an interrupted search goes on when it is started again; None for one that begins again.
 
     Raises:
         InputError: thresholds, truth or a file cannot be used.
@@ -86,7 +89,8 @@ def conclude(
     everything = cfg.truth is not None or best is not None
     least = dict.fromkeys(thresholds, 0.0) if everything else thresholds
     labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
-    found = search_scenes(scenes, method, least, cfg.search.nms_iou, workers)
+    parts = asked.parts(cfg, scenes, least) if asked is not None else None
+    found = search_scenes(scenes, method, least, cfg.search.nms_iou, workers, parts)
     ranked, failed = found.detections, {**failed, **found.failed}
     if best is not None:
         detections = ranked[ranked.groupby("class_name").cumcount() < best].reset_index(drop=True)
@@ -94,7 +98,9 @@ def conclude(
         wanted = np.array([thresholds[name] for name in ranked.class_name], dtype=float)
         detections = ranked[ranked.score.to_numpy(float) >= wanted].reset_index(drop=True)
     searched = {name: scene for name, scene in scenes.items() if scene.path not in failed}
-    console.print(class_table(detections, method.classes, len(searched), found.compared, found.seconds))
+    # Windows of two runs in the seconds of one would be no rate.
+    seconds = found.seconds if not found.taken else 0.0
+    console.print(class_table(detections, method.classes, len(searched), found.compared, seconds))
     truth = labels[labels.filename.isin(list(searched))].reset_index(drop=True) if labels is not None else None
     evaluation = evaluate_search(ranked, truth, searched, thresholds) if truth is not None else None
     rgb = rgb_bands(bands)
@@ -103,6 +109,8 @@ def conclude(
     if best is not None:
         sheet = ranking_sheet(detections, searched, folder / "ranking.png", method.classes, rgb)
         files += [sheet] if sheet is not None else []
+    if parts is not None:
+        parts.remove()
     called = [named(file, folder, str(cfg.paths.output_dir)) for file in files]
     for path, reason in failed.items():
         log.error("Not searched: %s (%s)", path, reason)

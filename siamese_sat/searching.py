@@ -25,6 +25,7 @@ from siamese_sat.model.checkpoint import TrainedModel, load_model
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.outcome import SearchResult, conclude
+from siamese_sat.question import Asked
 from siamese_sat.report.destination import destined, named
 from siamese_sat.scaleout.choose import open_pool
 from siamese_sat.search.engine import Engine
@@ -121,8 +122,10 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
         method.prepare(model, engine, shown, rule, list(scenes.values()))
 
     prepare(exemplars)
-    expand(method, prepare, exemplars, scenes, cfg.search.nms_iou, workers, **cfg.search.expansion)
-    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers)
+    # Its own searches keep nothing: they look for other scores, and what joins decides what the last one is.
+    shown = expand(method, prepare, exemplars, scenes, cfg.search.nms_iou, workers, **cfg.search.expansion)
+    asked = Asked(model, engine, shown, negatives)
+    return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers, asked)
 
 
 def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], Scene]:

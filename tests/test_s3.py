@@ -21,6 +21,8 @@ from siamese_sat.errors import InputError
 from siamese_sat.model import checkpoint
 from siamese_sat.report import destination
 from siamese_sat.report.destination import destined
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.parts import Parts
 from siamese_sat.searching import SearchResult, search
 from tests.conftest import NORTH_UP, UTM33, write_scene
 from tests.search.conftest import Correlation, ground, plant, thing, write_checkpoint
@@ -259,3 +261,25 @@ def test_what_was_written_before_a_failure_is_kept_and_named(store: Any, caplog:
     with pytest.raises(KeyboardInterrupt), destined(f"s3://{BUCKET}/found") as folder:
         raise KeyboardInterrupt
     assert not folder.exists()
+
+
+def test_what_is_kept_for_an_interrupted_search_stays_here(
+    run: Callable[..., SearchResult], store: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture,  # noqa: ANN401
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    written: list[Path] = []
+    keep = Parts.keep
+
+    def told(parts: Parts, name: str, found: Candidates) -> None:
+        keep(parts, name, found)
+        written.extend(parts.folder.glob("*/*"))
+
+    monkeypatch.setattr(Parts, "keep", told)
+    with caplog.at_level(logging.INFO):
+        run(f"paths.output_dir=s3://{BUCKET}/found")
+    assert not written
+    assert "if search.parts_dir is a folder here" in caplog.text
+    run(f"paths.output_dir=s3://{BUCKET}/found", f"search.parts_dir={tmp_path / 'kept'}")
+    assert written
+    assert not (tmp_path / "kept").exists()
+    assert not [key for key in keys(store) if ".part" in key]

@@ -23,6 +23,7 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.search.ahead import ahead
+from siamese_sat.search.part import Part
 from siamese_sat.search.tile import Failure, Job, StoredTile, read_tiles
 
 # Tiles that are read before they are asked for.
@@ -102,7 +103,13 @@ class Engine:
         return found.float()
 
     def windows(
-        self, scene: Scene, radiometry: Radiometry, window: tuple[int, int], size: int, stride: int
+        self,
+        scene: Scene,
+        radiometry: Radiometry,
+        window: tuple[int, int],
+        size: int,
+        stride: int,
+        part: Part = (0, 1),
     ) -> Iterator[WindowBatch]:
         """Cuts a scene into windows, full batches across tile borders.
 
@@ -112,11 +119,12 @@ class Engine:
             window: width and height in scene pixels.
             size: pixels a side that a window is resized to.
             stride: of those pixels, between windows.
+            part: of the scene's tiles.
 
         Raises:
             InputError: the scene cannot be read.
         """
-        for found in self._cut([Job(scene, window)], lambda _: radiometry, size, stride, self._normalised):
+        for found in self._cut([Job(scene, window, part)], lambda _: radiometry, size, stride, self._normalised):
             if isinstance(found, Failure):
                 raise found.error
             yield WindowBatch(found.boxes, found.valid, found.chips)
@@ -147,12 +155,19 @@ class Engine:
     @torch.inference_mode()
     def _finish(self, chips: Tensor) -> Tensor:
         assert isinstance(self.embedder, DeployedEmbedder)
-        # Always a full batch: in a smaller one the last bits of a vector are others, and what is in it besides depends
-        # on how scenes are shared out.
-        count, lacking = len(chips), self.batch_size - len(chips)
-        if lacking:
-            chips = F.pad(chips, (0, 0, 0, 0, 0, 0, 0, lacking))
-        return self.embedder.embed_projected(chips)[:count]
+        return self.embedder.embed_projected(self._filled(chips))[: len(chips)]
+
+    def embed_filled(self, chips: Tensor) -> Tensor:
+        """As `embed`, for windows of scenes: the same to the last bit, however these are shared out."""
+        return self.embed(self._filled(chips))[: len(chips)]
+
+    def _filled(self, chips: Tensor) -> Tensor:
+        """Always a full batch: in a smaller one the last bits of a vector are others.
+
+        What is in it besides depends on how scenes are shared out.
+        """
+        lacking = self.batch_size - len(chips)
+        return F.pad(chips, (0, 0, 0, 0, 0, 0, 0, lacking)) if lacking else chips
 
     def _cut(
         self,

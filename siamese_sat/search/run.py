@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from siamese_sat.scaleout.pool import Pool
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
 from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, vote_iou_of
 from siamese_sat.search.part import Part
+from siamese_sat.search.parts import Parts
 from siamese_sat.search.voting import heard
 
 
@@ -29,12 +31,14 @@ class Found:
         failed: path of a scene that could not be searched -> the reason.
         compared: class -> how many places were compared.
         seconds: that it took.
+        taken: how many scenes an earlier run had searched.
     """
 
     detections: pd.DataFrame
     failed: dict[str, str]
     compared: dict[str, int]
     seconds: float
+    taken: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def search_scenes(
     thresholds: Mapping[str, float],
     nms_iou: float,
     workers: Workers | None = None,
+    parts: Parts | None = None,
 ) -> Found:
     """Searches scene by scene, so that nothing of one suppresses anything of another.
 
@@ -122,6 +127,7 @@ def search_scenes(
         thresholds: least score by class.
         nms_iou: see `suppress`.
         workers: that share the scenes; None searches here. The detections are the same.
+        parts: where scenes are kept as they are done, and from where those are taken that were; None for neither.
 
     Returns:
         What was found; a scene that cannot be read is reported there and the others are searched.
@@ -130,26 +136,30 @@ def search_scenes(
     failed: dict[str, str] = {}
     compared = dict.fromkeys(method.classes, 0)
     started = time.perf_counter()
+    taken = parts.taken(scenes) if parts is not None else {}
+    left = {name: scene for name, scene in scenes.items() if name not in taken}
     with progress() as bar:
-        task = bar.add_task("Searching", total=sum(s.megapixels for s in scenes.values()), unit="Mpx")
+        task = bar.add_task("Searching", total=sum(s.megapixels for s in left.values()), unit="Mpx")
 
         def advance(megapixels: float) -> None:
             bar.advance(task, megapixels)
 
         work = Search(method, thresholds, nms_iou)
-        found = _here(scenes, work, advance) if workers is None else _shared(scenes, work, workers, advance)
-        for name, candidates in found:
+        found = _here(left, work, advance) if workers is None else _shared(left, work, workers, advance)
+        for name, candidates in itertools.chain(taken.items(), found):
             scene = scenes[name]
             if isinstance(candidates, InputError):
                 failed[scene.path] = str(candidates)
                 continue
+            if parts is not None and name not in taken:
+                parts.keep(name, candidates)
             frames[name] = to_frame(candidates, method.classes, name, scene.aoi)
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
     # In the order of the scenes, whichever was done first.
-    parts = [frames[name] for name in scenes if name in frames]
+    rows = [frames[name] for name in scenes if name in frames]
     in_order = {s.path: failed[s.path] for s in scenes.values() if s.path in failed}
-    return Found(best_first(parts), in_order, compared, time.perf_counter() - started)
+    return Found(best_first(rows), in_order, compared, time.perf_counter() - started, len(taken))
 
 
 Advance = Callable[[float], None]

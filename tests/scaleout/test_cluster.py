@@ -21,6 +21,7 @@ from siamese_sat.scaleout.pool import Item, Work
 from siamese_sat.search.run import Workers, search_scenes
 from tests.scaleout.conftest import World
 from tests.scaleout.helpers import Deadly, Meeting, Number, Square
+from tests.search.index.helpers import filled_index
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed", allow_module_level=True)
@@ -136,6 +137,14 @@ def test_a_scene_that_kills_its_workers_is_reported_and_the_others_are_searched(
     rest = {name: scene for name, scene in small.scenes.items() if name != "4.tif"}
     expected = search_scenes(rest, method, {"thing": 0.0}, 0.1)
     pd.testing.assert_frame_equal(found.detections, expected.detections, check_exact=True)
+
+
+def test_an_index_is_filled_as_by_one_process(pool: RayPool, tmp_path: Path) -> None:
+    tables = []
+    for name, workers in (("here", None), ("there", Workers(pool, 0.001))):
+        tables.append(filled_index(tmp_path / name, tmp_path / "scenes", workers))
+    assert len(tables[0]) > 50
+    assert tables[0].equals(tables[1])
 
 
 def test_no_room_is_one_sentence(pool: RayPool) -> None:

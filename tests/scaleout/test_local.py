@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from siamese_sat.scaleout.local import Processes
 from siamese_sat.search.run import Workers, search_scenes
 from tests.scaleout.conftest import CPU, World
 from tests.scaleout.helpers import Number, Square
+from tests.search.index.helpers import filled_index
 
 pytestmark = pytest.mark.slow
 
@@ -39,3 +41,11 @@ def test_the_rows_are_those_of_one_process(small: World) -> None:
     here = search_scenes(small.scenes, method, {"thing": 0.0}, 0.1)
     there = search_scenes(small.scenes, method, {"thing": 0.0}, 0.1, Workers(Processes([CPU, CPU]), 0.05))
     pd.testing.assert_frame_equal(here.detections, there.detections, check_exact=True)
+
+
+def test_an_index_is_filled_as_by_one_process(tmp_path: Path) -> None:
+    tables = []
+    for name, workers in (("here", None), ("there", Workers(Processes([CPU, CPU]), 0.001))):
+        tables.append(filled_index(tmp_path / name, tmp_path / "scenes", workers))
+    assert len(tables[0]) > 50
+    assert tables[0].equals(tables[1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -13,9 +15,13 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.scaleout.pool import in_order
 from siamese_sat.search.index.encoder import Encoded, Encoder
-from siamese_sat.search.index.entry import Signature, scene_date, signature
+from siamese_sat.search.index.entry import Signature, scene_date, signature, to_json
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.part import Part
 from siamese_sat.search.run import Workers
+
+# Scenes that are looked up at a time, to share them out.
+LOOKING = 16
 
 
 @dataclass(frozen=True)
@@ -49,25 +55,27 @@ class Embed:
     encoder: Encoder
     radiometry_of: RadiometryOf
 
-    def begin(self, path: str) -> tuple[Head, Iterator[Encoded]]:
-        """Looks a scene up; its windows are made as they are asked for."""
+    def begin(self, path: str, part: Part = (0, 1)) -> tuple[Head, Iterator[Encoded]]:
+        """Looks a scene up; its windows, or those of a part, are made as they are asked for."""
         scene = self.open_scene(path)
         head = Head(path, scene, signature(path), scene_date(path))
-        return head, self.encoder.scene(scene, self.radiometry_of(scene))
+        return head, self.encoder.scene(scene, self.radiometry_of(scene), part)
 
-    def __call__(self, item: PathItem) -> tuple[Head, list[Encoded]]:
-        """All windows of a scene; vectors as they are kept, which is half of what they are computed in."""
-        head, parts = self.begin(item.path)
+    def __call__(self, item: PathItem) -> Portion:
+        """All windows of an item; vectors as they are kept, which is half of what they are computed in."""
+        head, parts = self.begin(item.path, item.part)
         return head, [replace(part, vectors=part.vectors.astype(np.float16)) for part in parts]
 
 
 @dataclass(frozen=True)
 class PathItem:
-    """A scene for one worker."""
+    """A scene, or a part of its tiles, for one worker."""
 
     path: str
+    part: Part = (0, 1)
 
 
+Portion = tuple[Head, list[Encoded]]
 Reading = Callable[[], tuple[Head, Iterable[Encoded]]]
 
 
@@ -76,11 +84,50 @@ def readings(paths: Sequence[str], embed: Embed, workers: Workers | None) -> Ite
     if workers is None:
         yield from (partial(embed.begin, path) for path in paths)
         return
-    for _, result in in_order(workers.pool.run(embed, [PathItem(path) for path in paths])):
-        yield partial(_told, result)
+    items = _shared_out(paths, embed, workers.split_mpx)
+    held: list[Portion | InputError] = []
+    for number, result in in_order(workers.pool.run(embed, items)):
+        held.append(result)
+        if len(held) == items[number].part[1]:
+            yield partial(_gathered, held, embed.encoder.windows)
+            held = []
 
 
-def _told(result: tuple[Head, list[Encoded]] | InputError) -> tuple[Head, list[Encoded]]:
-    if isinstance(result, InputError):
-        raise result
-    return result
+def _shared_out(paths: Sequence[str], embed: Embed, split_mpx: float) -> list[PathItem]:
+    """Scenes in their order, large ones in parts."""
+    if math.isinf(split_mpx):
+        return [PathItem(path) for path in paths]
+
+    def parts(path: str) -> int:
+        try:
+            return max(1, math.ceil(embed.open_scene(path).megapixels / split_mpx))
+        except InputError:
+            return 1  # said by the worker that gets it
+
+    # In an object store each takes a moment, in which nothing is computed yet.
+    with ThreadPoolExecutor(LOOKING) as threads:
+        return [
+            PathItem(path, (number, count))
+            for path, count in zip(paths, threads.map(parts, paths), strict=True)
+            for number in range(count)
+        ]
+
+
+def _gathered(portions: Sequence[Portion | InputError], windows: Sequence[int]) -> Portion:
+    """A scene's windows in the order in which one worker alone would have given them.
+
+    Raises:
+        InputError: a part cannot be read, or the file was changed between two of them.
+    """
+    good: list[Portion] = []
+    for portion in portions:
+        if isinstance(portion, InputError):
+            raise portion
+        good.append(portion)
+    head = good[0][0]
+    # As text, for a scene whose nodata value is NaN is not equal to itself.
+    if len({(to_json(other.scene), other.signature) for other, _ in good}) > 1:
+        raise InputError(f"{head.path} was changed while it was read; index it again.")
+    every = [part for _, parts in good for part in parts]
+    # Every part has all sizes, the scene has one after the other; the sort keeps the parts' order.
+    return head, sorted(every, key=lambda part: windows.index(part.scale))

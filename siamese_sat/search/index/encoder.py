@@ -21,6 +21,7 @@ from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.part import Part
 
 # Windows lie on a grid: what they show stands off their middle by up to a quarter of their side.
 SHIFTS = ((0.0, 0.0), (-0.125, -0.125), (-0.125, 0.125), (0.125, -0.125), (0.125, 0.125))
@@ -50,8 +51,10 @@ class Encoder(Protocol):
     def windows(self) -> Sequence[int]:
         """Sides in scene pixels."""
 
-    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
-        """All windows of a scene, size by size.
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
+        """All windows of a scene, size by size; or those in a part of its tiles, seen with all that lies round them.
+
+        Of every size, the windows of all parts in their order are the scene's.
 
         Raises:
             InputError: the scene cannot be read.
@@ -81,11 +84,11 @@ class EmbeddingEncoder:
     size: int
     stride: int
 
-    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
         """See `Encoder`."""
         for side in self.windows:
-            for batch in self.engine.windows(scene, radiometry, (side, side), self.size, self.stride):
-                yield Encoded(batch.boxes, batch.valid, self.engine.embed(batch.chips).cpu().numpy(), side)
+            for batch in self.engine.windows(scene, radiometry, (side, side), self.size, self.stride, part):
+                yield Encoded(batch.boxes, batch.valid, self.engine.embed_filled(batch.chips).cpu().numpy(), side)
 
     def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, scale: int) -> npt.NDArray[np.float32]:
         """See `Encoder`."""

@@ -5,6 +5,7 @@ Whitened by what is ordinary in the archive, pooled cells find things that no tr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.index.encoder import Encoded, need_valid, shifted
 from siamese_sat.search.level import UNIT, Span, read_level
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.part import Part, share
 from siamese_sat.search.whiten import Whitening, fit_whitening
 
 # Level pixels of a tile; more would win nothing.
@@ -64,7 +66,7 @@ class FeatureEncoder:
                 f"size: the cells of {self.stage} are {cell} pixels wide."
             )
 
-    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
         """See `Encoder`."""
         cell = STRIDES[self.stage]
         x0, y0, x1, y1 = scene.aoi
@@ -75,15 +77,14 @@ class FeatureEncoder:
                 lengths = [math.ceil(grid.level_length(n, side, self.size) / cell) * cell for n in (x1 - x0, y1 - y0)]
                 places = [grid.places(length, self.size, self.stride) for length in lengths]
                 # A tile's windows reach as many cells beyond it as a window has.
-                columns = list(spans(lengths[0], cell, reach, self.size // cell, TILE))
-                for row in spans(lengths[1], cell, reach, self.size // cell, TILE):
+                columns, rows = (list(spans(n, cell, reach, self.size // cell, TILE)) for n in lengths)
+                for row, column in share(list(itertools.product(rows, columns)), part):
                     y = places[1][(places[1] >= row.first * cell) & (places[1] < row.last * cell)]
-                    for column in columns:
-                        x = places[0][(places[0] >= column.first * cell) & (places[0] < column.last * cell)]
-                        if len(x) and len(y):
-                            found = self._tile(reader, radiometry, side, column, row, x, y)
-                            if found is not None:
-                                yield found
+                    x = places[0][(places[0] >= column.first * cell) & (places[0] < column.last * cell)]
+                    if len(x) and len(y):
+                        found = self._tile(reader, radiometry, side, column, row, x, y)
+                        if found is not None:
+                            yield found
 
     def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, scale: int) -> npt.NDArray[np.float32]:
         """See `Encoder`."""

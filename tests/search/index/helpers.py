@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from siamese_sat.search.index.entry import scene_path
 from siamese_sat.search.index.recipe import Recipe
 from siamese_sat.search.index.schema import MAP, scene_schema
 from siamese_sat.search.index.store import Store
+from siamese_sat.search.part import Part, share
+from siamese_sat.search.run import Workers
+from siamese_sat.searching import OneForAll
+from tests.conftest import write_scene
 
 RADIOMETRY = Radiometry(("PAN",), 255.0, (0.5,), (0.2,))
 RECIPE = Recipe(
@@ -34,16 +39,16 @@ class Columns:
 
     windows: Sequence[int] = (16,)
 
-    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
         x0, y0, x1, y1 = scene.aoi
-        for y in range(y0, y1 - 15, 8):
+        for y in share(range(y0, y1 - 15, 8), part):
             with SceneReader(scene) as reader:
                 pixels, valid = reader.read(x0, y, x1 - x0, 16)
             places = np.arange(0, x1 - x0 - 15, 8)
             vectors = np.stack([vector(pixels[0, :, x : x + 16]) for x in places])
             boxes = np.stack([x0 + places, np.full(len(places), y), x0 + places + 16, np.full(len(places), y + 16)], 1)
-            share = np.array([valid[:, x : x + 16].mean() for x in places])
-            yield Encoded(boxes.astype(float), share, vectors, 16)
+            held = np.array([valid[:, x : x + 16].mean() for x in places])
+            yield Encoded(boxes.astype(float), held, vectors, 16)
 
     def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, scale: int) -> npt.NDArray[np.float32]:
         x, y = (round((exemplar.box[i] + exemplar.box[i + 2]) / 2 - 8) for i in (0, 1))
@@ -57,8 +62,20 @@ def vector(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return np.asarray(means / max(float(np.linalg.norm(means)), 1e-6), np.float32)
 
 
-def new_store(path: Path, dimensions: int = 8) -> Store:
-    store = Store(str(path))
+class Written(Store):
+    """A store that remembers its rows in the order in which they came."""
+
+    def add_windows(self, rows: pa.Table) -> None:
+        self.tables = [*getattr(self, "tables", []), rows]
+        super().add_windows(rows)
+
+    @property
+    def rows(self) -> pa.Table:
+        return pa.concat_tables(self.tables).combine_chunks()
+
+
+def new_store(path: Path, dimensions: int = 8) -> Written:
+    store = Written(str(path))
     store.create({**RECIPE.to_dict(), "dimensions": dimensions}, b"tensors", dimensions)
     return store
 
@@ -68,6 +85,22 @@ def fill(store: Store, paths: Sequence[Path | str], **options: Any) -> Built:  #
         return build(
             store, [str(p) for p in paths], lambda p: open_scene(p, [1]), Columns(), lambda s: RADIOMETRY, **options
         )
+
+
+def filled_index(folder: Path, scenes: Path, workers: Workers | None) -> pa.Table:
+    """The rows of a new index of three scenes, in their order; its work can be sent to other processes."""
+    paths = [scenes / f"{number}.tif" for number in range(3)]
+    for number, path in enumerate(paths):
+        pixels = np.random.default_rng(number).integers(1, 255, (1, 48, 40 + 8 * number))
+        if not path.exists():
+            write_scene(path, pixels.astype("uint8"))
+    store = new_store(folder)
+    with store.writing():
+        build(
+            store, list(map(str, paths)), partial(open_scene, bands=[1]), Columns(), OneForAll(RADIOMETRY),
+            workers=workers,
+        )  # fmt: skip
+    return store.rows
 
 
 def contents(store: Store) -> dict[str, list[tuple[float, ...]]]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,9 @@ from siamese_sat.errors import InputError
 from siamese_sat.scaleout.pool import Item, Work
 from siamese_sat.search.index import build as building
 from siamese_sat.search.index.build import build, outdated
+from siamese_sat.search.index.embed import Embed, readings
 from siamese_sat.search.index.encoder import Encoded
+from siamese_sat.search.part import Part
 from siamese_sat.search.run import Workers
 from siamese_sat.searching import OneForAll
 from tests.conftest import NORTH_UP, UTM33, write_scene
@@ -71,11 +73,12 @@ class Breaking(Columns):
 
     error: BaseException = InputError("b.tif is damaged.")
 
-    def scene(self, scene: Scene, radiometry: Radiometry) -> Iterator[Encoded]:
-        for number, part in enumerate(super().scene(scene, radiometry)):
-            if scene.name == "b.tif" and number == 2:
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
+        for number, found in enumerate(super().scene(scene, radiometry, part)):
+            # Of several parts, the last one.
+            if scene.name == "b.tif" and number == (2 if part[1] == 1 else 0) and part[0] == part[1] - 1:
                 raise self.error
-            yield part
+            yield found
 
 
 @pytest.mark.parametrize("rows", [3, 50_000])
@@ -192,3 +195,95 @@ def test_workers_fill_it_as_one_process_does(tmp_path: Path, monkeypatch: pytest
     assert list(done.failed) == [str(paths[1]), str(bad)]
     assert contents(store) == expected([paths[0], paths[2]])
     assert store.scenes().path.tolist() == done.added, "numbered in their order"
+
+
+@pytest.mark.parametrize("rows", [7, 50_000])
+def test_parts_of_large_scenes_fill_it_as_one_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(building, "ROWS", rows)
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"this is no raster")
+    paths = [*(noise(tmp_path / f"{n}.tif", i, 40 + 16 * i) for i, n in enumerate("abcd")), bad]
+    here, there = new_store(tmp_path / "here"), new_store(tmp_path / "there")
+    pool = Backwards()
+    for store, workers in ((here, None), (there, Workers(pool, 0.0025))):
+        with store.writing():
+            done = build(
+                store, [str(p) for p in paths], partial(open_scene, bands=[1]), Columns(), OneForAll(RADIOMETRY),
+                workers=workers,
+            )  # fmt: skip
+        assert list(done.failed) == [str(bad)]
+        assert done.windows == store.count()
+    assert [item.part for item in pool.asked] == [  # type: ignore[attr-defined]
+        (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4), (0, 1)
+    ]  # fmt: skip
+    assert contents(there) == expected(paths[:4])
+    assert there.rows.equals(here.rows), "in the same order"
+    assert there.scenes().equals(here.scenes())
+
+
+def test_a_scene_whose_last_part_fails_leaves_nothing(tmp_path: Path) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("abc")]
+    store = new_store(tmp_path / "i")
+    with store.writing():
+        done = build(
+            store, [str(p) for p in paths], partial(open_scene, bands=[1]), Breaking(), OneForAll(RADIOMETRY),
+            workers=Workers(Backwards(), 0.0013),
+        )  # fmt: skip
+    assert done.failed == {str(paths[1]): "b.tif is damaged."}
+    assert contents(store) == expected([paths[0], paths[2]])
+    assert store.count() == 50
+
+
+class Sizes(Columns):
+    """Two sizes of windows, of which the first tile has no small one."""
+
+    def scene(self, scene: Scene, radiometry: Radiometry, part: Part = (0, 1)) -> Iterator[Encoded]:
+        for side in self.windows:
+            for number, found in enumerate(super().scene(scene, radiometry, part)):
+                if side == 32 or part[0] > 0 or number > 0:
+                    yield replace(found, scale=side)
+
+
+def test_sizes_come_one_after_the_other_whatever_the_parts(tmp_path: Path) -> None:
+    path = str(noise(tmp_path / "a.tif", 0))
+    embed = Embed(partial(open_scene, bands=[1]), Sizes((16, 32)), OneForAll(RADIOMETRY))
+
+    def rows(workers: Workers | None) -> list[tuple[float, ...]]:
+        (reading,) = readings([path], embed, workers)
+        found = [replace(part, vectors=part.vectors.astype(np.float16)) for part in reading()[1]]
+        return [
+            (part.scale, *box, *vector) for part in found for box, vector in zip(part.boxes, part.vectors, strict=True)
+        ]
+
+    whole = rows(None)
+    assert [int(row[0]) for row in whole] == [16] * 20 + [32] * 25
+    assert rows(Workers(Backwards(), 0.0005)) == whole
+
+
+@dataclass
+class Meddling(Backwards):
+    """Workers of which one changes a scene when the first part of it is done."""
+
+    path: Path = field(default_factory=Path)
+
+    def run(self, work: Work, items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+        for number, result in super().run(work, items):
+            yield number, result
+            if number == len(items) - 1:
+                noise(self.path, 99)
+
+
+def test_a_scene_that_is_changed_between_its_parts_is_left_out(tmp_path: Path) -> None:
+    paths = [noise(tmp_path / f"{n}.tif", i) for i, n in enumerate("ab")]
+    store = new_store(tmp_path / "i")
+    with store.writing():
+        done = build(
+            store, [str(p) for p in paths], partial(open_scene, bands=[1]), Columns(), OneForAll(RADIOMETRY),
+            workers=Workers(Meddling(path=paths[1]), 0.0013),
+        )  # fmt: skip
+    assert done.failed == {str(paths[1]): f"{paths[1]} was changed while it was read; index it again."}
+    assert contents(store) == expected(paths[:1])
+    assert fill(store, paths).added == [str(paths[1])]
+    assert contents(store) == expected(paths)

@@ -14,8 +14,9 @@ from siamese_sat.model.embedder import build_embedder
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.index import features as module
-from siamese_sat.search.index.encoder import Encoded
+from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoded
 from siamese_sat.search.index.features import FeatureEncoder
+from siamese_sat.search.window import axis_tiles as tiles_along
 from tests.conftest import make_scene
 
 RADIOMETRY = Radiometry(("PAN",), 255.0, (0.5,), (0.2,))
@@ -124,3 +125,28 @@ def test_an_exemplar_where_nothing_is_is_told(tmp_path: Path, engine: Engine) ->
     scene = noise(tmp_path / "a.tif", 64, 64, mask=np.zeros((64, 64), bool))
     with pytest.raises(InputError, match="no valid pixel"):
         FeatureEncoder(engine, (64,), 64, 32, "layer2").exemplar(Exemplar("a", scene, (10, 10, 30, 30)), RADIOMETRY, 64)
+
+
+@pytest.mark.parametrize("kind", ["features", "embedding"])
+@pytest.mark.parametrize("parts", [2, 5, 40])
+def test_parts_are_the_scene(
+    tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, kind: str, parts: int
+) -> None:
+    monkeypatch.setattr(module, "TILE", 96)
+    monkeypatch.setattr(tiles_along, "__defaults__", (96,))
+    scene = noise(tmp_path / "a.tif", 200, 260)
+    sides = (64, 128)
+    encoder = (
+        FeatureEncoder(engine, sides, 64, 32, "layer1")
+        if kind == "features"
+        else EmbeddingEncoder(engine, sides, 64, 32)
+    )
+    found = [list(encoder.scene(scene, RADIOMETRY, (number, parts))) for number in range(parts)]
+    assert sum(map(bool, found)) > 1
+    whole = list(encoder.scene(scene, RADIOMETRY))
+    for side in sides:
+        mine = [e for part in found for e in part if e.scale == side]
+        alone = [e for e in whole if e.scale == side]
+        for name in ("boxes", "valid", "vectors"):
+            together = np.concatenate([getattr(e, name) for e in mine])
+            assert np.array_equal(together, np.concatenate([getattr(e, name) for e in alone])), name
