@@ -74,10 +74,15 @@ class Asked:
         ]
         whole = [
             _program(), _settings(cfg), weights_hash(self.model, None), self.model.embedder.spec, model,
-            self.engine.device.type, str(self.engine.dtype), shown, dict(least),
+            self.engine.device.type, str(self.engine.dtype), getattr(self.engine.embedder, "runtime", "eager"),
+            shown, dict(least),
             [(name, _scene(scene, signed)) for name, scene in scenes.items()],
         ]  # fmt: skip
-        return Parts(Path(str(place)).expanduser(), fingerprint(whole))
+        try:
+            return Parts(Path(str(place)).expanduser(), fingerprint(whole))
+        except TypeError as error:  # what only saves work must not end it
+            log.warning("Interrupted, this search would begin again: %s", error)
+            return None
 
 
 def fingerprint(thing: Any) -> str:  # noqa: ANN401 - anything that consists of plain values
@@ -122,7 +127,8 @@ def _settings(cfg: DictConfig, head: str = "") -> dict[str, Any]:
             value = cfg[key]
             if isinstance(value, DictConfig):
                 value = _settings(value, f"{name}.")
-            found[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            found[key] = str(plain) if isinstance(plain, Path) else plain
     return found
 
 

@@ -97,7 +97,16 @@ class Runner:
     def _make(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         chosen = pick_runtime(self.runtime, images.device, self.dtype)
         if chosen == "openvino":
-            return OpenVINO(self.network, self.dtype, images.shape[1])
+            try:
+                return OpenVINO(self.network, self.dtype, images.shape[1])
+            except Exception as error:  # of any kind: an operator that it does not know, a plugin that is not there
+                if self.runtime == "openvino":
+                    raise InputError(
+                        f"search.runtime=openvino cannot run the network here ({_first_line(error)}); set "
+                        "search.runtime=eager."
+                    ) from error
+                log.warning("OpenVINO cannot run the network (%s): PyTorch does.", _first_line(error))
+                return self.network
         return _compile_torch(self.network, images.device) if chosen == "compile" else self.network
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,10 +134,14 @@ def _compile_torch(network: nn.Module, device: torch.device) -> Callable[[Tensor
         try:
             return compiled(images)
         except (TorchDynamoException, InductorError, InvalidCxxCompiler) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = _first_line(error)
             raise InputError(
                 f"search.runtime=compile cannot compile the network here ({reason}); it needs a C++ compiler on a CPU "
                 f"and Triton on a GPU: install that, or set search.runtime=eager."
             ) from error
 
     return run
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

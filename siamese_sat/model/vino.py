@@ -19,23 +19,27 @@ PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TELEMETRY = "openvino_telemetry"
 
 
+_importing = threading.Lock()
+
+
 def openvino_module() -> ModuleType:
     """OpenVINO itself, kept from reporting to its makers, which importing it would do.
 
     Raises:
         InputError: it is not installed.
     """
-    # Without this module it reports nothing, and it knows no setting that would say so.
-    lent = sys.modules.get(TELEMETRY)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        import openvino
-    except ImportError as error:
-        raise InputError('search.runtime=openvino needs OpenVINO: pip install "siamese-sat[openvino]".') from error
-    finally:
-        del sys.modules[TELEMETRY]
-        if lent is not None:
-            sys.modules[TELEMETRY] = lent
+    with _importing:
+        # Without this module it reports nothing, and it knows no setting that would say so.
+        lent = sys.modules.get(TELEMETRY)
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+        try:
+            import openvino
+        except ImportError as error:
+            raise InputError('search.runtime=openvino needs OpenVINO: pip install "siamese-sat[openvino]".') from error
+        finally:
+            sys.modules.pop(TELEMETRY, None)
+            if lent is not None:
+                sys.modules[TELEMETRY] = lent
     module: ModuleType = openvino
     return module
 

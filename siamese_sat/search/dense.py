@@ -118,9 +118,12 @@ def feature_tiles(
         raise ValueError(f"margin {margin} is no multiple of {phase}")
     # Large things are searched in scenes made small: a tile must not grow beyond memory on the scene's side.
     tile = max(stride, min(tile, MOST_SCENE_PIXELS * UNIT // step))
+    # Rounded up one after the other: the deep stage must see all of its own reach in what the first made.
+    around_own = math.ceil(own / stride / phase) * phase
+    around = around_own + math.ceil((reach - own) / stride / phase) * phase
     rows = list(spans(lengths[1], stride, own, margin, tile, align))
-    places = [(row, column) for column in spans(lengths[0], stride, reach, margin, tile, align) for row in rows]
-    around, around_own = (math.ceil(r / stride / phase) * phase for r in (reach, own))
+    columns = list(spans(lengths[0], stride, around * stride, margin, tile, align))
+    places = [(row, column) for column in columns for row in rows]
     geometry = _Geometry(stride, margin, rows[-1].last, around, around_own)
     known: _Known | None = None
     # One ahead: tiles are large.
@@ -135,7 +138,7 @@ def feature_tiles(
         top = geometry.top(row)  # of what is known, in cells of the level
         # Copied: views would keep the whole tile in memory.
         kept = geometry.bottom(row) - geometry.top_after(row)
-        known = _Known(found[:, :, -kept:].clone(), share_of[-kept:].clone())
+        known = _Known(found[:, :, found.shape[2] - kept :].clone(), share_of[len(share_of) - kept :].clone())
         y, x = row.first - top, column.first - column.start // stride
         inside = share_of[y : y + row.last - row.first, x : x + column.last - column.first]
         # Cells on the scene's border are half inside it, whichever way rounding falls.
@@ -256,7 +259,7 @@ def _read_ahead(
 ) -> Generator[_Strip, None, None]:
     """What tiles (row, column) need, in order; those without a valid pixel left out."""
     above: tuple[Span, Span] | None = None  # the last that was not left out
-    valid_above = False
+    valid_to = 0  # one past the last row, of those known, that may hold a valid pixel
     with SceneReader(scene) as reader:
         for row, column in places:
             goes_on = above is not None and above[1] == column and above[0].last == row.first
@@ -268,8 +271,8 @@ def _read_ahead(
             span = Span(row.first, row.last, row.margin, start * geometry.stride, stop * geometry.stride)
             stored = read_stored(reader, radiometry, step, column, span)
             valid = bool(stored.valid.any())
-            if valid or (goes_on and valid_above):
+            if valid or (goes_on and valid_to > row.first):
                 yield _Strip(row, column, stored, start, first, last, goes_on)
-                above, valid_above = (row, column), valid
+                above, valid_to = (row, column), stop if valid else valid_to
             else:
                 above = None

@@ -71,7 +71,7 @@ def suppress(candidates: Candidates, nms_iou: float, vote_iou: float = 0.0) -> C
     Args:
         candidates: of one scene.
         nms_iou: of two of a class that overlap by more, the better stays.
-        vote_iou: boxes that stay are put right by those that overlap them by so much, see `vote`; 0: they are not.
+        vote_iou: boxes that stay are put right by those that went and overlap them by so much, see `vote`; 0: not.
 
     Raises:
         InputError: ``nms_iou`` is outside 0..1.
@@ -85,9 +85,12 @@ def suppress(candidates: Candidates, nms_iou: float, vote_iou: float = 0.0) -> C
     boxes, regions = candidates.boxes[chosen], candidates.regions[chosen]
     classes, scores = candidates.classes[chosen], candidates.scores[chosen]
     if vote_iou > 0:
+        # What overlaps a box by less than this was not suppressed by it.
+        least = max(vote_iou, nms_iou)
+        went = order[~np.isin(order, chosen)]
         for number in np.unique(classes):
-            mine, all_of = classes == number, order[candidates.classes[order] == number]
-            boxes[mine] = vote(boxes[mine], scores[mine], candidates.boxes[all_of], candidates.scores[all_of], vote_iou)
+            mine, others = classes == number, went[candidates.classes[went] == number]
+            boxes[mine] = vote(boxes[mine], scores[mine], candidates.boxes[others], candidates.scores[others], least)
     return Candidates(boxes, regions, classes, scores)
 
 

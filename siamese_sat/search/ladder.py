@@ -48,7 +48,7 @@ def ladder(
         most: at most.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
-        sizes_per_level: neighbouring rungs that share a level.
+        sizes_per_level: neighbouring rungs that share a level; no more than there are.
 
     Returns:
         By class, rising.
@@ -68,9 +68,10 @@ def ladder(
             low = max(low, min(finest, middle))
         rungs[name] = range(low, min(max(high + 1, middle + least), middle + most) + 1)
     every = sorted({k for found in rungs.values() for k in found})
-    offset = min(range(sizes_per_level), key=lambda o: _cost(every, ratio, sizes_per_level, o))
+    per_level = min(sizes_per_level, len(every))
+    offset = min(range(per_level), key=lambda o: _cost(every, ratio, per_level, o))
     return {
-        name: tuple(sorted({_rung(k, anchor, object_size, ratio, sizes_per_level, offset) for k in found}))
+        name: tuple(sorted({_rung(k, anchor, object_size, ratio, per_level, offset) for k in found}))
         for name, found in rungs.items()
     }
 

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import shutil
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # The folder of a question, and nothing else that may lie beside it, is ours to remove.
 QUESTION = re.compile(r"[0-9a-f]{64}")
+# What another search kept and nobody has gone on with for so long is removed.
+FORGOTTEN_S = 7 * 86_400
 DIGEST = hashlib.sha256().digest_size
 
 
@@ -40,15 +43,19 @@ class Parts:
     writing: bool = True
 
     def taken(self, names: Iterable[str]) -> dict[str, Candidates]:
-        """The places of those scenes that an earlier run was done with; what it did for another question is removed.
+        """The places of those scenes that an earlier run was done with.
 
         Args:
             names: of all scenes.
         """
-        self._forget_others()
         names = list(names)
         every = {name: self._read(name) for name in names} if self._mine.is_dir() else {}
         found = {name: places for name, places in every.items() if places is not None}
+        if not found and self._others():
+            log.info(
+                "%s: what an earlier run had done is not used, for its settings, exemplars, scenes or program were "
+                "others; all scenes are searched.", self.folder,
+            )  # fmt: skip
         if found:
             log.info(
                 "%d of %d scene(s) are taken from an earlier run, which was interrupted; %d are left to search.",
@@ -78,6 +85,11 @@ class Parts:
     def remove(self) -> None:
         """Removes what was kept: the results are written."""
         shutil.rmtree(self._mine, ignore_errors=True)
+        # Those of others may be at work, or be asked again with the right settings; not after so long.
+        for folder in self._others():
+            with suppress(OSError):
+                if time.time() - folder.stat().st_mtime > FORGOTTEN_S:
+                    shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # it is not there, or others' files are in it
             self.folder.rmdir()
 
@@ -106,15 +118,9 @@ class Parts:
         with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as held:
             return Candidates(*(held[field.name] for field in fields(Candidates)))
 
-    def _forget_others(self) -> None:
+    def _others(self) -> list[Path]:
+        """Folders of other questions."""
         try:
-            others = [p for p in self.folder.iterdir() if QUESTION.fullmatch(p.name) and p.name != self.question]
+            return [p for p in self.folder.iterdir() if QUESTION.fullmatch(p.name) and p.name != self.question]
         except OSError:
-            return  # most often there is none
-        if others:
-            log.info(
-                "%s: what an earlier run had done is not used, for its settings, exemplars, scenes or program were "
-                "others; all scenes are searched.", self.folder,
-            )  # fmt: skip
-        for folder in others:
-            shutil.rmtree(folder, ignore_errors=True)
+            return []  # most often there is none

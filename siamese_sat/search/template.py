@@ -39,7 +39,9 @@ from siamese_sat.search.patch import sides_of
 from siamese_sat.search.whiten import Whitening, whiten
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
-CLOSER = 0.7
+CLOSER = 0.5
+# Where boxes vote, what is asked for lies below the threshold already: of that a larger part.
+CLOSER_VOTING = 0.7
 # Background cells from which the searched scenes speak for themselves; in smaller ones the training's background helps.
 ENOUGH = 20_000
 
@@ -71,7 +73,8 @@ class TemplateSearch:
         box_scale: reported boxes are the exemplars' extent times this.
         vote_iou: overlap from which places put each other's boxes right; 0: they do not.
         samples: places, at most, from which the background's statistics are taken.
-        least: raw scores below are no candidates.
+        least: raw scores below this part of a class's threshold are no candidates, whatever is asked: their probability
+            is below 0.002.
         most: places, two cells by two, that are compared in full per class and tile, at most; the most promising.
         tile: level pixels of a tile.
         seed: of the sampled places.
@@ -97,7 +100,7 @@ class TemplateSearch:
     box_scale: float = 1.1
     vote_iou: float = 0.2
     samples: int = 192
-    least: float = 0.02
+    least: float = 0.4
     most: int = 2000
     tile: int = 2048
     seed: int = 0
@@ -176,6 +179,13 @@ class TemplateSearch:
             )
         if self.sizes_per_level < 1:
             raise InputError("search.method: sizes_per_level must be 1 or more.")
+        largest = self.object_size * self.scale_step ** ((self.sizes_per_level - 1) / 2)
+        wide = self.cells * STRIDES.get(self.stage, 0)
+        if self.sizes_per_level > 1 and 0 < wide < largest:
+            raise InputError(
+                f"search.method: sizes_per_level={self.sizes_per_level} seeks things of {largest:.0f} level pixels in "
+                f"templates of {wide}; set a smaller sizes_per_level or object_size, or more cells."
+            )
         if not 0 <= self.contrast <= 1:
             raise InputError("search.method: contrast must lie between 0 and 1.")
         if not 0 < self.oblique_trust <= 1:
@@ -246,6 +256,7 @@ class TemplateSearch:
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
+        closer = CLOSER_VOTING if self.vote_iou > 0 else CLOSER
         for step in sorted({s for t in self.templates for s in t.steps}):
             wanted = [(i, t, r) for i, t in enumerate(self.templates) for r in t.renditions if step in r.steps]
             for tile in feature_tiles(
@@ -262,11 +273,11 @@ class TemplateSearch:
                 align=2,  # the coarse grid
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
-                raw = [t.curve.raw(thresholds[t.name]) for _, t, _ in wanted]
+                raw = [max(self.least * t.curve.threshold, t.curve.raw(thresholds[t.name])) for _, t, _ in wanted]
                 peaks = find_peaks(
                     maps.cells,
                     [r.consensus for _, _, r in wanted],
-                    [max(self.least, CLOSER * r) for r in raw],
+                    [closer * r for r in raw],
                     torch.from_numpy(tile.valid),
                     self._margin,
                     self.most,
@@ -274,7 +285,7 @@ class TemplateSearch:
                 )
                 for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
                     places = self._closer(scene, tile, maps, found, step, rendition)
-                    keep = places.scores >= max(self.least, least)
+                    keep = places.scores >= least
                     yield Candidates(
                         places.boxes[keep],
                         places.boxes[keep],

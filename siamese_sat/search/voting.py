@@ -27,19 +27,19 @@ BATCH = 4096
 
 
 def vote(boxes: FloatArray, scores: FloatArray, voters: FloatArray, opinions: FloatArray, iou: float) -> FloatArray:
-    """Boxes ``[n, 4]`` with the mean centre, and the geometric mean width and height, of what lies where they do.
+    """Boxes ``[n, 4]`` with the mean centre, and the geometric mean sides, of themselves and what lies where they do.
 
     Args:
         boxes: ``[n, 4]`` of one class.
         scores: ``[n]`` of these, 0..1.
-        voters: ``[m, 4]`` all boxes of the class, these among them.
+        voters: ``[m, 4]`` the other boxes of the class; not these, which are other things.
         opinions: ``[m]`` scores of these.
         iou: a box is heard where it overlaps by so much at least, above 0.
     """
-    if not len(boxes):
+    if not len(boxes) or not len(voters):
         return boxes
     tree = STRtree(rectangles(*voters.T))
-    centre, size = (voters[:, :2] + voters[:, 2:]) / 2, np.log(np.maximum(voters[:, 2:] - voters[:, :2], 1e-9))
+    centre, size = _measures(voters)
     says = _log_odds(opinions)
     found = []
     for at in range(0, len(boxes), BATCH):
@@ -52,13 +52,11 @@ def vote(boxes: FloatArray, scores: FloatArray, voters: FloatArray, opinions: Fl
         order = np.lexsort((voter, number))
         number, voter = number[order], voter[order]
         weight = np.exp(POWER * np.minimum(less[order], 0))
-        total = np.bincount(number, weight, len(some))
-        means = [
-            np.bincount(number, weight * values[voter], len(some)) / total
-            for values in (centre[:, 0], centre[:, 1], size[:, 0], size[:, 1])
-        ]
-        half = np.exp(np.stack(means[2:], axis=1)) / 2
-        middle = np.stack(means[:2], axis=1)
+        total = 1 + np.bincount(number, weight, len(some))
+        own = np.concatenate(_measures(some), axis=1)
+        heard_of = [np.bincount(number, weight * values[voter], len(some)) for values in (*centre.T, *size.T)]
+        mean = (own + np.stack(heard_of, axis=1)) / total[:, None]
+        middle, half = mean[:, :2], np.exp(mean[:, 2:]) / 2
         found.append(np.concatenate([middle - half, middle + half], axis=1))
     return np.concatenate(found)
 
@@ -67,6 +65,11 @@ def heard(threshold: float) -> float:
     """The least score of a box that one of this score is put right by, 0..1."""
     odds = HEARD * threshold / (1 - threshold) if threshold < 1 else math.inf
     return odds / (1 + odds) if odds < math.inf else 1.0
+
+
+def _measures(boxes: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Centres ``[n, 2]`` and logarithms of the sides ``[n, 2]``."""
+    return (boxes[:, :2] + boxes[:, 2:]) / 2, np.log(np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-9))
 
 
 def _log_odds(scores: FloatArray) -> FloatArray:

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from siamese_sat.search import coarse
 from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
 from siamese_sat.search.consensus import Consensus, find_consensus
 from siamese_sat.search.peak import vertex
@@ -43,11 +44,13 @@ def planted(classes: list[Consensus], *at: tuple[int, int, int]) -> Tensor:
     return cells
 
 
+@pytest.mark.parametrize("many", [-1.0, 2.0], ids=["by the map", "by windows"])
 @pytest.mark.parametrize(("height", "width"), [(20, 24), (21, 25), (1, 2)])
 @pytest.mark.parametrize("more", [0, 3])
 def test_without_a_threshold_every_peak_of_the_full_comparison_is_found(
-    classes: list[Consensus], height: int, width: int, more: int
+    classes: list[Consensus], height: int, width: int, more: int, many: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(coarse, "MANY", many)
     margin = MARGIN + more
     cells = smooth(6, height + 2 * margin, width + 2 * margin, seed=3)
     valid = torch.rand(height, width, generator=torch.Generator().manual_seed(4)) > 0.2

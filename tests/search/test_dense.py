@@ -213,6 +213,24 @@ def test_a_tile_border_changes_no_deep_feature(
     assert whole.deep().std() > 0.1
 
 
+@pytest.mark.parametrize("end", [72, 80, 104, 150])
+def test_rows_that_were_read_for_a_tile_above_are_searched_though_nothing_follows(
+    engine: Engine, tmp_path: Path, end: int
+) -> None:
+    """Tiles are so short that those two above have read a tile's own rows; below ``end`` is nothing."""
+    pixels = np.random.default_rng(1).integers(500, 1500, (4, 400, 40)).astype("uint16")
+    pixels[:, end:] = 0
+    land = make_scene(tmp_path / "land.tif", pixels, nodata=0)
+    (whole,), parts = (
+        list(feature_tiles(engine, land, RADIOMETRY, 128, deep="layer4", margin=8, tile=tile)) for tile in (ALL, 32)
+    )
+    seen = np.zeros_like(whole.valid)
+    for part in parts:
+        height, width = part.valid.shape
+        seen[part.y_first : part.y_first + height, part.x_first : part.x_first + width] = part.valid
+    np.testing.assert_array_equal(seen, whole.valid)
+
+
 def test_a_margin_must_suit_the_deep_stage(engine: Engine, scene: Scene) -> None:
     with pytest.raises(ValueError, match="margin 5"):
         next(iter(feature_tiles(engine, scene, RADIOMETRY, 128, deep="layer3", margin=5)))

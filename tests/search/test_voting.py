@@ -17,14 +17,15 @@ BOX = np.array([[10.0, 20.0, 30.0, 60.0]])
 
 def test_a_box_that_stands_alone_stays_what_it_is() -> None:
     far = np.array([[200.0, 20.0, 220.0, 60.0]])
-    found = vote(BOX, np.array([0.7]), np.concatenate([BOX, far]), np.array([0.7, 0.9]), 0.2)
+    found = vote(BOX, np.array([0.7]), far, np.array([0.9]), 0.2)
     np.testing.assert_allclose(found, BOX, atol=1e-9)
     assert vote(np.empty((0, 4)), np.empty(0), BOX, np.array([0.7]), 0.2).shape == (0, 4)
+    np.testing.assert_array_equal(vote(BOX, np.array([0.7]), np.empty((0, 4)), np.empty(0), 0.2), BOX)
 
 
 def test_of_two_as_sure_the_mean_centre_and_the_geometric_mean_of_the_sides() -> None:
     other = np.array([[12.0, 20.0, 28.0, 80.0]])
-    found = vote(BOX, np.array([0.6]), np.concatenate([BOX, other]), np.array([0.6, 0.6]), 0.2)[0]
+    found = vote(BOX, np.array([0.6]), other, np.array([0.6]), 0.2)[0]
     assert (found[0] + found[2]) / 2 == pytest.approx(20)
     assert (found[1] + found[3]) / 2 == pytest.approx((40 + 50) / 2)
     assert found[2] - found[0] == pytest.approx(np.sqrt(20 * 16))
@@ -34,22 +35,32 @@ def test_of_two_as_sure_the_mean_centre_and_the_geometric_mean_of_the_sides() ->
 def test_the_less_sure_are_heard_less_and_the_unsure_not_at_all() -> None:
     moved = BOX + np.array([4, 0, 4, 0])
     odds = 0.5  # of the other, those of the box being 1
-    found = vote(BOX, np.array([0.5]), np.concatenate([BOX, moved]), np.array([0.5, odds / (1 + odds)]), 0.2)
+    found = vote(BOX, np.array([0.5]), moved, np.array([odds / (1 + odds)]), 0.2)
     weight = odds**POWER
     assert found[0, 0] - 10 == pytest.approx(4 * weight / (1 + weight))
     unsure = HEARD * 0.99
-    found = vote(BOX, np.array([0.5]), np.concatenate([BOX, moved]), np.array([0.5, unsure / (1 + unsure)]), 0.2)
+    found = vote(BOX, np.array([0.5]), moved, np.array([unsure / (1 + unsure)]), 0.2)
     np.testing.assert_allclose(found, BOX)
     # One that is surer, and went for the sake of a third, is heard as the box itself.
-    found = vote(BOX, np.array([0.5]), np.concatenate([BOX, moved]), np.array([0.5, 1.0]), 0.2)
+    found = vote(BOX, np.array([0.5]), moved, np.array([1.0]), 0.2)
     assert found[0, 0] == pytest.approx(12)
 
 
 def test_what_overlaps_less_than_asked_is_not_heard() -> None:
     moved = BOX + np.array([10, 0, 10, 0])  # IoU 1/3
-    every, scores = np.concatenate([BOX, moved]), np.array([0.6, 0.6])
-    assert vote(BOX, scores[:1], every, scores, 0.34)[0, 0] == pytest.approx(10)
-    assert vote(BOX, scores[:1], every, scores, 0.33)[0, 0] == pytest.approx(15)
+    score = np.array([0.6])
+    assert vote(BOX, score, moved, score, 0.34)[0, 0] == pytest.approx(10)
+    assert vote(BOX, score, moved, score, 0.33)[0, 0] == pytest.approx(15)
+
+
+@pytest.mark.parametrize("nms_iou", [0.1, 0.35, 0.5, 1.0])
+def test_things_that_stand_close_do_not_merge(nms_iou: float) -> None:
+    """However much overlap is allowed to two of them, neither is heard of the other."""
+    boxes = np.array([[0.0, 0, 100, 100], [50.0, 0, 150, 100]])
+    found = suppress(Candidates(boxes, boxes, np.zeros(2, np.int64), np.array([0.6, 0.6])), nms_iou, 0.2)
+    assert len(found.boxes) == (1 if nms_iou == 0.1 else 2)
+    if nms_iou > 0.1:
+        np.testing.assert_array_equal(np.sort(found.boxes[:, 0]), [0, 50])
 
 
 def test_the_order_of_candidates_changes_no_bit() -> None:

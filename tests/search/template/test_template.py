@@ -149,7 +149,7 @@ def test_scenes_without_a_valid_pixel(
     "setting",
     [
         {"cells": 8}, {"cells": 0}, {"views": 0}, {"scale_step": 1.0}, {"size_spread": 0.0}, {"contrast": -0.1},
-        {"oblique_trust": 0.0}, {"sizes_per_level": 0},
+        {"oblique_trust": 0.0}, {"sizes_per_level": 0}, {"sizes_per_level": 5},
         {"contrast": 1.1}, {"contrast": float("nan")}, {"deep_weight": -0.1}, {"deep_weight": float("nan")},
         {"deep_weight": float("inf")}, {"deep_cells": 4}, {"deep_cells": -1},
     ],
