@@ -91,7 +91,7 @@ class TemplateSearch:
     sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
-    max_zoom: float | None = 10.0
+    max_zoom: float | None = 6.0
     size_spread: float = 1.2
     contrast: float = 0.2
     dimensions: int = 128
