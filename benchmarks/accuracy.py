@@ -52,10 +52,12 @@ WITHIN = 0.85
 QUICK = {"aircraft": (6, 1280), "tanks": (5, 512), "ships": (24, 512), "pools": (30, 512), "turbines": (50, 300)}
 
 
-def load(data: Path, name: str, quick: bool) -> tuple[list[Scene], pd.DataFrame, list[Scene], pd.DataFrame]:
-    """Training scenes and labels, test scenes and labels."""
+def load(
+    data: Path, name: str, quick: bool, bands: Sequence[int] = (1, 2, 3, 4)
+) -> tuple[list[Scene], pd.DataFrame, list[Scene], pd.DataFrame]:
+    """Training scenes and labels, test scenes and labels; ``bands`` of the scene with boats."""
     if name == "boats":
-        scene = open_scene(data / "zurich_boats/zurich_14.tif", [1, 2, 3, 4])
+        scene = open_scene(data / "zurich_boats/zurich_14.tif", list(bands))
         middle = scene.height // 2
         halves = [scene.within([0, 0, scene.width, middle]), scene.within([0, middle, scene.width, scene.height])]
         return (
@@ -94,7 +96,7 @@ def draw(labels: pd.DataFrame, scenes: Sequence[Scene], count: int, seed: int, n
 
 def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[str, object]) -> list[dict[str, object]]:
     """All draws of one class by one method: a row for each."""
-    train, train_labels, test, truth = load(args.data, name, args.quick)
+    train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
     device = pick_device(args.device)
     if args.ckpt is not None:
         model = load_model(args.ckpt)
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
     parser.add_argument("--nms-iou", type=float, default=0.1)
     parser.add_argument("--threshold", type=float, default=0.3)
+    parser.add_argument("--boat-bands", nargs="+", type=int, default=[1, 2, 3, 4], help="3 2 1: without near infrared")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
