@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Hashable
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class DeployedEmbedder(nn.Module):
         super().__init__()
         self.runtime = pick_runtime(runtime, torch.device(device), dtype)
         # As asked, not as picked: it may be sent to where the other thing holds.
-        self._asked, self._runners = runtime, dict[tuple[str, str | None], Runner]()
+        self._asked, self._runners = runtime, dict[Hashable, Runner]()
         own = copy.deepcopy(embedder).eval().requires_grad_(False)
         _fold(own.backbone)
         self.dtype = dtype
@@ -106,14 +107,19 @@ class DeployedEmbedder(nn.Module):
         """Feature map of a stage, of what `features` gave of the stage ``after``."""
         return self._stages(until, after)(found)
 
-    def runner(self, network: nn.Module) -> Runner:
-        """Runs another network, of this one's parts, as this one is run."""
-        return Runner(network, self._asked, self.dtype)
+    def runner(self, name: Hashable, make: Callable[[], nn.Module]) -> Runner:
+        """Runs another network, of this one's parts, as this one is run; compiled once, whoever asks for it.
+
+        Args:
+            name: of the network.
+            make: makes it, when it is first asked for.
+        """
+        if name not in self._runners:
+            self._runners[name] = Runner(make(), self._asked, self.dtype)
+        return self._runners[name]
 
     def _stages(self, until: str, after: str | None = None) -> Runner:
-        if (until, after) not in self._runners:
-            self._runners[until, after] = self.runner(_Stages(self.backbone, until, after))
-        return self._runners[until, after]
+        return self.runner((until, after), lambda: _Stages(self.backbone, until, after))
 
 
 class _Stages(nn.Module):

@@ -69,7 +69,7 @@ class Sliding:
         """Made ready for one geometry."""
         embedder = engine.embedder
         assert isinstance(embedder, DeployedEmbedder)
-        return cls(engine, embedder.runner(Finer(embedder.backbone, stride)), size, stride)
+        return cls(engine, embedder.runner(("finer", stride), lambda: Finer(embedder.backbone, stride)), size, stride)
 
     def vectors(
         self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int

@@ -89,7 +89,7 @@ def test_other_networks(kind: str) -> None:
 def test_finer_cells(runtime: str, stride: int) -> None:
     other = deployed("resnet_tiny", runtime)
     finer = Finer(other.backbone, stride)
-    run = other.runner(finer)
+    run = other.runner("finer", lambda: finer)
     for height, width in SIZES[:2]:
         x = images(1, height, width, 3)
         wanted = finer(x)
@@ -106,7 +106,7 @@ def test_images_as_they_lie(layout: str) -> None:
         x = x.contiguous(memory_format=torch.channels_last)[:, :, 3:67, 5:70]
     if layout == "half":
         x = x.half()
-    run, wanted = other.runner(other.backbone), eager.backbone(x.float())
+    run, wanted = other.runner("backbone", lambda: other.backbone), eager.backbone(x.float())
     before = x.clone()
     same(run(x), wanted)
     assert torch.equal(x, before)
@@ -121,7 +121,7 @@ def test_the_same_bits_whatever_came_before_and_with_any_threads() -> None:
         for threads, order in ((1, (x, y)), (2, (y, x)), (1, (y, y, x))):
             torch.set_num_threads(threads)
             other = deployed("resnet18", "openvino")
-            run = other.runner(other.backbone)
+            run = other.runner("backbone", lambda: other.backbone)
             results = [run(image) for image in order]
             found.append(next(r for r, image in zip(results, order, strict=True) if image is x))
     finally:
