@@ -121,7 +121,7 @@ def test_the_same_bits_whatever_came_before_and_with_any_threads() -> None:
         for threads, order in ((1, (x, y)), (2, (y, x)), (1, (y, y, x))):
             torch.set_num_threads(threads)
             other = deployed("resnet18", "openvino")
-            run = other.runner("backbone", lambda: other.backbone)
+            run = other.runner("backbone", lambda one=other: one.backbone)  # type: ignore[misc]
             results = [run(image) for image in order]
             found.append(next(r for r, image in zip(results, order, strict=True) if image is x))
     finally:
