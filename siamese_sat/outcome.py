@@ -84,8 +84,9 @@ def conclude(
     thresholds = find_thresholds(cfg, known or {}, method.classes)
     output: dict[str, Any] = OmegaConf.to_container(cfg.output, resolve=True)  # type: ignore[assignment]
     best = output.pop("ranking", None)
-    # Average precision is of the whole ranking, so with truth everything is scored; what is reported stays the same,
-    # for a lower score never suppresses a higher one.
+    # Average precision is of the whole ranking, so with truth everything is scored; a lower score never
+    # suppresses a higher one. What is reported is then the same but for places that are compared closely only where
+    # much is asked for: template search finds a few more so, and hears them on boxes.
     everything = cfg.truth is not None or best is not None
     least = dict.fromkeys(thresholds, 0.0) if everything else thresholds
     labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable

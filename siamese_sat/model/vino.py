@@ -18,7 +18,6 @@ from siamese_sat.errors import InputError
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TELEMETRY = "openvino_telemetry"
 
-
 _importing = threading.Lock()
 
 
@@ -47,8 +46,7 @@ def openvino_module() -> ModuleType:
 class OpenVINO:
     """A network for images of any number and size, with as many threads as PyTorch has when this is made.
 
-    A graph for any size was measured to be as fast as one for each, and gives the same bits, whatever came before and
-    with any number of threads.
+    One graph serves any size, and gives the same bits, whatever came before and with any number of threads.
 
     Args:
         network: takes ``[N, C, H, W]``, gives ``[N, channels, h, w]``; it may be let go afterwards.

@@ -135,9 +135,9 @@ def feature_tiles(
         if strip.goes_on:
             assert known is not None
             share_of, found = torch.cat([known.share, share_of]), torch.cat([known.found, found], dim=2)
-        top = geometry.top(row)  # of what is known, in cells of the level
+        top = geometry.top(row.first)  # of what is known, in cells of the level
         # Copied: views would keep the whole tile in memory.
-        kept = geometry.bottom(row) - geometry.top_after(row)
+        kept = geometry.bottom(row.last) - geometry.top(row.last)
         known = _Known(found[:, :, found.shape[2] - kept :].clone(), share_of[len(share_of) - kept :].clone())
         y, x = row.first - top, column.first - column.start // stride
         inside = share_of[y : y + row.last - row.first, x : x + column.last - column.first]
@@ -206,17 +206,13 @@ class _Geometry:
     reach: int
     own: int
 
-    def top(self, row: Span) -> int:
-        """First row of the first stage that a tile needs, for itself or for the deep stage."""
-        return max(row.first - self.margin - self.reach + self.own, -self.margin)
+    def top(self, first: int) -> int:
+        """First row of the first stage that a tile needs which answers for this and those below."""
+        return max(first - self.margin - self.reach + self.own, -self.margin)
 
-    def top_after(self, row: Span) -> int:
-        """`top` of the next tile."""
-        return max(row.last - self.margin - self.reach + self.own, -self.margin)
-
-    def bottom(self, row: Span) -> int:
-        """One past the last."""
-        return min(row.last + self.margin + self.reach - self.own, self.length + self.margin)
+    def bottom(self, last: int) -> int:
+        """One past the last row that it needs where it answers for the rows before this."""
+        return min(last + self.margin + self.reach - self.own, self.length + self.margin)
 
     def seen(self, first: int, last: int) -> tuple[int, int]:
         """Rows of the level that the network must see for these. Beyond the scene lies a margin of nothing."""
@@ -263,10 +259,11 @@ def _read_ahead(
     with SceneReader(scene) as reader:
         for row, column in places:
             goes_on = above is not None and above[1] == column and above[0].last == row.first
-            first, last = geometry.bottom(above[0]) if goes_on and above else geometry.top(row), geometry.bottom(row)
+            first = geometry.bottom(row.first) if goes_on else geometry.top(row.first)
+            last = geometry.bottom(row.last)
             if first >= last:
                 # The tile above has seen to the scene's end: a little is computed again rather than nothing.
-                goes_on, first = False, geometry.top(row)
+                goes_on, first = False, geometry.top(row.first)
             start, stop = geometry.seen(first, last)
             span = Span(row.first, row.last, row.margin, start * geometry.stride, stop * geometry.stride)
             stored = read_stored(reader, radiometry, step, column, span)
