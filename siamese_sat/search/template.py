@@ -74,7 +74,7 @@ class TemplateSearch:
         vote_iou: overlap from which places put each other's boxes right; 0: they do not.
         samples: places, at most, from which the background's statistics are taken.
         least: raw scores below this part of a class's threshold are no candidates, whatever is asked: their probability
-            is below 0.002.
+            is below 0.0002.
         most: places, two cells by two, that are compared in full per class and tile, at most; the most promising.
         tile: level pixels of a tile.
         seed: of the sampled places.
@@ -100,7 +100,7 @@ class TemplateSearch:
     box_scale: float = 1.1
     vote_iou: float = 0.2
     samples: int = 192
-    least: float = 0.4
+    least: float = 0.25
     most: int = 2000
     tile: int = 2048
     seed: int = 0
