@@ -194,7 +194,10 @@ def untrained(
     """The backbone's own weights and the searched scenes' statistics, or known ones, where no training has been."""
     if cfg.model.weights is None:
         torch.manual_seed(0)
-        log.warning("model.weights=null: features of random weights find much less than those of ImageNet's.")
+        log.warning(
+            "model.weights=null: features of random weights find half of what ImageNet's do, or next to nothing; give "
+            "model.weights=<file> or a training's ckpt."
+        )
     embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
     if known is None:
         found = estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from siamese_sat.errors import InputError
-from siamese_sat.report.colour import LINES
+from siamese_sat.report.colour import strokes
 from siamese_sat.report.render import dress, new_figure, plain, save
 
 Floats = npt.NDArray[np.float64]
@@ -59,7 +59,7 @@ def curves(metrics_csv: str | Path, path: str | Path, phase2: float | None = Non
     for axes, (title, names) in zip(grid, filled.items(), strict=True):
         dress(axes, title)
         for number, name in enumerate(names):
-            _line(axes, x, log[name].to_numpy(dtype=np.float64), name, LINES[number % len(LINES)])
+            _line(axes, x, log[name].to_numpy(dtype=np.float64), name, strokes(number))
         if title == "metric":
             axes.set_ylim(-0.02, 1.02)
         elif title == "learning rate":
@@ -152,11 +152,11 @@ def _epochs(log: pd.DataFrame) -> Floats:
     return x
 
 
-def _line(axes: Axes, x: Floats, y: Floats, name: str, colour: str) -> None:
+def _line(axes: Axes, x: Floats, y: Floats, name: str, style: dict[str, Any]) -> None:
     there = np.isfinite(y) & np.isfinite(x)
     x, y = x[there], y[there]
     if len(y) > 120:
         # Batches are noisy: what is seen is their running mean, with the batches behind it.
-        axes.plot(x, y, color=colour, lw=0.6, alpha=0.3)
+        axes.plot(x, y, **{**style, "lw": 0.6}, alpha=0.3)
         y = pd.Series(y).ewm(span=len(y) / 20).mean().to_numpy()
-    axes.plot(x, y, color=colour, lw=1.7, label=plain(name), marker="o" if len(y) <= 40 else "", ms=3)
+    axes.plot(x, y, **style, label=plain(name), marker="o" if len(y) <= 40 else "", ms=3)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from siamese_sat.report.render import new_figure, plain, save, to_rgb
 
 GAP = 4
-GUTTER = 120
+GUTTER = 140
 
 
 def contact_sheet(

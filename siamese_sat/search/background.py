@@ -12,6 +12,7 @@ from torch import Tensor
 
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
+from siamese_sat.progress import progress
 from siamese_sat.search.dense import stages
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.level import UNIT, Span, read_level, valid_share
@@ -76,22 +77,25 @@ def sample_background(
     count = min(count, max(len(steps), math.ceil(areas.sum() * 1e6 * (UNIT / min(steps)) ** 2 / (SIDE * stride) ** 2)))
     drawn = np.sort(rng.choice(len(scenes), count, p=areas / areas.sum()))
     level = rng.permutation(np.arange(count) % len(steps))
-    for number in np.unique(drawn):
-        scene = scenes[number]
-        radiometry = radiometry_of(scene)
-        with SceneReader(scene) as reader:
-            for step in (steps[i] for i in level[drawn == number]):
-                column, row = (_span(n, step, stride, around, phase, rng) for n in _size(scene))
-                pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
-                found, deeper = stages(engine, pixels, stage, deep)
-                inner = found[:, around:-around, around:-around]
-                if deeper is not None:
-                    deeper = deeper[:, around // phase :, around // phase :]
-                    deeper = deeper[:, : math.ceil(inner.shape[1] / phase), : math.ceil(inner.shape[2] / phase)]
-                share = valid_share(valid, stride)[around:-around, around:-around]
-                good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
-                if good.any():
-                    yield Sample(inner, deeper, good, step)
+    with progress() as bar:
+        task = bar.add_task("Learning the background", total=count, unit="places")
+        for number in np.unique(drawn):
+            scene = scenes[number]
+            radiometry = radiometry_of(scene)
+            with SceneReader(scene) as reader:
+                for step in (steps[i] for i in level[drawn == number]):
+                    bar.advance(task)
+                    column, row = (_span(n, step, stride, around, phase, rng) for n in _size(scene))
+                    pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
+                    found, deeper = stages(engine, pixels, stage, deep)
+                    inner = found[:, around:-around, around:-around]
+                    if deeper is not None:
+                        deeper = deeper[:, around // phase :, around // phase :]
+                        deeper = deeper[:, : math.ceil(inner.shape[1] / phase), : math.ceil(inner.shape[2] / phase)]
+                    share = valid_share(valid, stride)[around:-around, around:-around]
+                    good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
+                    if good.any():
+                        yield Sample(inner, deeper, good, step)
 
 
 def good_deep(sample: Sample, phase: int) -> Tensor:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
-from siamese_sat.model.backbone import STAGES, STRIDES
+from siamese_sat.model.backbone import STRIDES
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.model.statistics import measure
+from siamese_sat.progress import track
 from siamese_sat.search.background import good_deep, sample_background
 from siamese_sat.search.builder import Builder
 from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
@@ -36,6 +37,7 @@ from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
+from siamese_sat.search.template_settings import check_template_settings
 from siamese_sat.search.whiten import Whitening, whiten
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
@@ -123,7 +125,7 @@ class TemplateSearch:
         """
         if not exemplars:
             raise InputError("Template search needs exemplars; give some, or search with search/method=window.")
-        self._check()
+        check_template_settings(self)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
@@ -139,15 +141,15 @@ class TemplateSearch:
         every = sorted({r.step for found in rungs.values() for r in found})
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,
-            stage=self.stage, count=self.samples, seed=self.seed, deep=self._deep_stage,
+            stage=self.stage, count=self.samples, seed=self.seed, deep=self.deep_stage,
         )  # fmt: skip
         # Scenes hardly larger than a cell have none that lies within them: they speak enlarged.
         samples = list(sampled(every)) or list(sampled([max(1, every[0] // 4)]))
         self.whitening = Whitenings(
             self._whitening(self.stage, (s.features[:, s.good][:, :, None] for s in samples)),
             None
-            if self._deep_stage is None
-            else self._whitening(self._deep_stage, (good_deep(s, self._phase) for s in samples)),
+            if self.deep_stage is None
+            else self._whitening(self.deep_stage, (good_deep(s, self._phase) for s in samples)),
             self._phase,
         )
         least = self.cells + 2 * AROUND
@@ -162,60 +164,31 @@ class TemplateSearch:
             matcher=self._matcher,
             whitening=self.whitening,
             stage=self.stage,
-            deep=self._deep_stage,
+            deep=self.deep_stage,
             cells=self.cells,
             deep_cells=self.deep_cells,
             contrast=self.contrast,
             oblique_trust=self.oblique_trust,
             most=self.most,
         )
-        self.templates = [builder.template(name, group, rungs[name], background) for name, group in groups.items()]
-
-    def _check(self) -> None:
-        """Settings that cannot be are told."""
-        if self.cells % 2 == 0 or self.cells < 1 or self.views < 1 or self.scale_step <= 1 or self.size_spread <= 0:
-            raise InputError(
-                "search.method: cells must be odd, views 1 or more, scale_step above 1 and size_spread above 0."
-            )
-        if self.sizes_per_level < 1:
-            raise InputError("search.method: sizes_per_level must be 1 or more.")
-        largest = self.object_size * self.scale_step ** ((self.sizes_per_level - 1) / 2)
-        wide = self.cells * STRIDES.get(self.stage, 0)
-        if self.sizes_per_level > 1 and 0 < wide < largest:
-            raise InputError(
-                f"search.method: sizes_per_level={self.sizes_per_level} seeks things of {largest:.0f} level pixels in "
-                f"templates of {wide}; set a smaller sizes_per_level or object_size, or more cells."
-            )
-        if not 0 <= self.contrast <= 1:
-            raise InputError("search.method: contrast must lie between 0 and 1.")
-        if not 0 < self.oblique_trust <= 1:
-            raise InputError("search.method: oblique_trust must be above 0, and 1 at most.")
-        if not 0 <= self.deep_weight < math.inf or self.deep_cells % 2 == 0 or self.deep_cells < 1:
-            raise InputError("search.method: deep_weight must be 0 or more, and deep_cells odd.")
-        for name, stage in (("stage", self.stage), ("deep", self._deep_stage)):
-            if stage is not None and stage not in STAGES:
-                raise InputError(
-                    f"search.method.{name}={stage!r} is no backbone stage; stages are {', '.join(STAGES)}."
-                )
-        if self._deep_stage is not None and STAGES.index(self._deep_stage) <= STAGES.index(self.stage):
-            raise InputError(
-                f"search.method.deep={self._deep_stage!r} does not come after search.method.stage={self.stage!r}; "
-                "give a later stage, or null."
-            )
+        self.templates = [
+            builder.template(name, group, rungs[name], background)
+            for name, group in track(groups.items(), "Making templates", unit="classes", total=len(groups))
+        ]
 
     @property
     def _matcher(self) -> Matcher:
         return Matcher(self.views, self.deep_weight, self.size_spread, self.engine.dtype)
 
     @property
-    def _deep_stage(self) -> str | None:
+    def deep_stage(self) -> str | None:
         """The deep stage, where it counts."""
         return self.deep if self.deep_weight > 0 else None
 
     @property
     def _phase(self) -> int:
         """Strides of the first stage in one of the deep one."""
-        return STRIDES[self._deep_stage] // STRIDES[self.stage] if self._deep_stage else 1
+        return STRIDES[self.deep_stage] // STRIDES[self.stage] if self.deep_stage else 1
 
     def _whitening(self, stage: str, samples: Iterator[Tensor]) -> Whitening:
         """Of the scenes' background, or, where they are small, of that of the training too."""
@@ -265,7 +238,7 @@ class TemplateSearch:
                 radiometry,
                 step,
                 stage=self.stage,
-                deep=self._deep_stage,
+                deep=self.deep_stage,
                 margin=self._margin,
                 tile=self.tile,
                 min_valid=self.engine.min_valid,
@@ -323,7 +296,7 @@ class TemplateSearch:
     def _margin(self) -> int:
         """Cells that a tile needs on each side."""
         least = self.cells // 2 + AROUND
-        if self._deep_stage is None:
+        if self.deep_stage is None:
             return least
         # A deep patch is cut between cells: one more on each side.
         least = max(least, (self.deep_cells // 2 + 1) * self._phase)
