@@ -141,8 +141,10 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     questions = base + 0.3 / np.sqrt(DIMENSIONS) * rng.normal(size=base.shape).astype(np.float32)
     result["cold_ms"] = cold(folder, questions[0], probe)
     store = Store(str(folder))
-    ask(store, questions[:3], probe)
-    found, taken = ask(store, questions, probe)
+    # As search.py asks: windows of one scale.
+    scale = "scale = 64"
+    ask(store, questions[:3], probe, scale)
+    found, taken = ask(store, questions, probe, scale)
     result |= {"warm_ms_median": float(np.median(taken)), "warm_ms_95": float(np.percentile(taken, 95))}
     exact, slow = ask(store, questions[: options.exact], Probe(exact=True))
     result["exact_ms_median"] = float(np.median(slow))

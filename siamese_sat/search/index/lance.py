@@ -45,6 +45,8 @@ def make_inverted(table: Any, count: int) -> None:  # noqa: ANN401 - a LanceDB t
     partitions = max(1, round(count**0.5))
     config = IvfRq(distance_type="cosine", num_bits=1, num_partitions=partitions, max_iterations=20)
     table.create_index("vector", config=config, replace=True)
-    for column in (*MAP, "scene"):
+    for column in MAP:
         table.create_index(column, config=BTree(), replace=True)
-    table.create_index("scale", config=Bitmap(), replace=True)
+    # Few values, or long runs of one.
+    for column in ("scene", "scale"):
+        table.create_index(column, config=Bitmap(), replace=True)

@@ -172,9 +172,11 @@ def ask(
     known = set(chosen.scenes.scene)
     asked = count
     while True:
-        found = store.nearest(question.vector, asked, where, probe)
+        found = store.nearest(question.vector, asked, where, probe, placed=chosen.area is not None)
         # Windows of a scene that is being indexed have no entry yet; those outside a bent area were in its box.
-        good = found.scene.isin(known).to_numpy() & chosen.inside(found[list(MAP)].to_numpy(float))
+        good = found.scene.isin(known).to_numpy()
+        if chosen.area is not None:
+            good = good & chosen.inside(found[list(MAP)].to_numpy(float))
         if good.sum() >= count or len(found) < asked:
             break
         asked *= 4

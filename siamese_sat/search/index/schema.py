@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pandas as pd
 
 MAP = ("map_x_min", "map_y_min", "map_x_max", "map_y_max")
+# Where a window lies in its scene.
+BOX = ("scene", "x_min", "y_min", "x_max", "y_max", "scale")
 PLACE = ("scene", "x_min", "y_min", "x_max", "y_max", "scale", "valid", *MAP, "date")
 
 
@@ -51,11 +53,13 @@ def window_schema(dimensions: int) -> Any:  # noqa: ANN401 - pyarrow is imported
     """
     import pyarrow as pa
 
-    numbers = [(c, pa.float32()) for c in PLACE[1:5]]
+    # Of neighbours on a grid most bytes are the same: split by place in the number and packed, 4 bytes become 0.4.
+    packed = {"lance-encoding:bss": "on", "lance-encoding:compression": "lz4"}
+    numbers = {c: pa.field(c, pa.float32(), metadata=packed) for c in (*BOX[1:5], "valid", *MAP)}
     return pa.schema(
         [
-            ("scene", pa.int32()), *numbers, ("scale", pa.int32()), ("valid", pa.float32()),
-            *[(c, pa.float32()) for c in MAP], ("date", pa.date32()), ("vector", pa.list_(pa.float16(), dimensions)),
+            ("scene", pa.int32()), *(numbers[c] for c in BOX[1:5]), ("scale", pa.int32()), numbers["valid"],
+            *(numbers[c] for c in MAP), ("date", pa.date32()), ("vector", pa.list_(pa.float16(), dimensions)),
         ]
     )  # fmt: skip
 

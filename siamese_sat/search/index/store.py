@@ -23,7 +23,7 @@ from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
 from siamese_sat.search.index.lance import lancedb_module, make_inverted
 from siamese_sat.search.index.lock import only_writer
-from siamese_sat.search.index.schema import MAP, PLACE, among, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.schema import BOX, MAP, PLACE, among, scene_schema, vectors_of, window_schema
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
 # Where in its own source LanceDB found an error; nobody who reads the sentence can use it.
@@ -50,7 +50,7 @@ class Probe:
     """
 
     partitions: int = 40
-    refine: int = 10
+    refine: int = 4
     exact: bool = False
 
 
@@ -199,7 +199,7 @@ class Store:
         count: int,
         where: str | None = None,
         probe: Probe | None = None,
-        vectors: bool = False,
+        placed: bool = False,
     ) -> pd.DataFrame:
         """The windows most like a vector, best first.
 
@@ -208,24 +208,28 @@ class Store:
             count: how many.
             where: an SQL condition on the columns of `window_schema`; it is applied first.
             probe: how thoroughly.
-            vectors: whether the windows' own vectors come along, in a column ``vector``.
+            placed: whether the columns `MAP` are wanted too: each column is a read of its own.
 
         Returns:
-            Columns `PLACE` and ``similarity``, the cosine, -1..1.
+            Columns `BOX`, `MAP` where they are wanted, and ``similarity``, the cosine, -1..1.
         """
         probe = probe or Probe()
+        columns = [*BOX, *(MAP if placed else ()), "_distance"]
+
+        def ask() -> Any:  # noqa: ANN401 - a LanceDB query
+            query = self._table(WINDOWS).search(np.asarray(vector, np.float16), vector_column_name="vector")
+            query = query.distance_type("cosine").limit(count).select(columns)
+            return query.where(where, prefilter=True) if where else query
+
         with self._telling("read"):
-            ask = self._table(WINDOWS).search(np.asarray(vector, np.float16), vector_column_name="vector")
-            ask = ask.distance_type("cosine").limit(count)
-            ask = ask.select([*PLACE, *(["vector"] if vectors else []), "_distance"])
-            if where:
-                ask = ask.where(where, prefilter=True)
             if probe.exact:
-                ask = ask.bypass_vector_index()
+                found: pd.DataFrame = ask().bypass_vector_index().to_arrow().to_pandas()
             else:
-                # A filter may leave few windows in these partitions: then further ones are looked into.
-                ask = ask.minimum_nprobes(probe.partitions).maximum_nprobes(0).refine_factor(probe.refine)
-            found: pd.DataFrame = ask.to_arrow().to_pandas()
+                found = ask().nprobes(probe.partitions).refine_factor(probe.refine).to_arrow().to_pandas()
+            if len(found) < count and not probe.exact:
+                # The filter leaves few windows in these partitions: all are looked into.
+                every = ask().minimum_nprobes(probe.partitions).maximum_nprobes(0)
+                found = every.refine_factor(probe.refine).to_arrow().to_pandas()
         found["similarity"] = 1.0 - found.pop("_distance").astype(float)
         return found
 
