@@ -20,6 +20,9 @@ from siamese_sat.search.method import RadiometryOf
 
 # Cells along the side of a sampled place.
 SIDE = 24
+# What a cell of a residual network's middle stage sees further away than so many pixels hardly counts, though its
+# receptive field is larger (Luo et al. 2016): statistics and exemplars need no more round them.
+SEEN = 32
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,7 @@ def sample_background(
     rng = np.random.default_rng(seed)
     stride = STRIDES[stage]
     phase = STRIDES[deep] // stride if deep else 1
-    # What a deep cell sees further away than this hardly counts, and statistics need not be exact.
-    around = math.ceil(engine.embedder.backbone.reach(stage) / stride / phase) * phase
+    around = math.ceil(min(SEEN, engine.embedder.backbone.reach(stage)) / stride / phase) * phase
     areas = np.array([s.megapixels for s in scenes])
     # No more than would cover the scenes once at their finest level.
     count = min(count, max(len(steps), math.ceil(areas.sum() * 1e6 * (UNIT / min(steps)) ** 2 / (SIDE * stride) ** 2)))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from siamese_sat.errors import InputError
 from siamese_sat.model.backbone import STRIDES
+from siamese_sat.search.background import SEEN
 from siamese_sat.search.coarse import AROUND, find_peaks
 from siamese_sat.search.consensus import find_consensus
 from siamese_sat.search.dense import first_stage, later_stage
@@ -148,9 +149,8 @@ class Builder:
         stages = [(self.stage, self.cells, self.whitening.first)]
         if self.deep is not None and self.whitening.deep is not None:
             stages.append((self.deep, self.deep_cells, self.whitening.deep))
-        # What a deep cell sees further away than the first stage does hardly counts.
         coarsest = STRIDES[stages[-1][0]]
-        reach = self.engine.embedder.backbone.reach(self.stage)
+        reach = min(SEEN, self.engine.embedder.backbone.reach(self.stage))
         half = math.ceil((max(cells // 2 * STRIDES[stage] for stage, cells, _ in stages) + reach) / coarsest) * coarsest
         scale = appears / max(sides_of(exemplar))
         image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device)
