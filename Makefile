@@ -14,9 +14,9 @@ demo: $(VENV)/.installed
 	# An embedder trained from scratch finds more with a level to each size, and the scenes are small.
 	$(BIN)/python search.py experiment=demo_search demo=$(DEMO) search.method.sizes_per_level=1
 
-# SLOW=1 runs the slow tests too.
+# SLOW=1 runs the slow tests too. Files are shared out among as many processes as there are cores.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow")
+	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(SLOW),,-m "not slow")
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
