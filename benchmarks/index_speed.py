@@ -81,12 +81,18 @@ def add(store: Store, first: int, count: int, parts: npt.NDArray[np.float32]) ->
     store.enter_scenes(entries(first // SCENE + 1, (first + count - 1) // SCENE + 1, first + count))
 
 
-def ask(store: Store, questions: npt.NDArray[np.float32], probe: Probe, where: str | None = None) -> tuple[Any, Any]:
+# As search.py asks: windows of one scale.
+SCALE = "scale = 64"
+
+
+def ask(
+    store: Store, questions: npt.NDArray[np.float32], probe: Probe, where: str = SCALE, narrow: bool = False
+) -> tuple[Any, Any]:
     """Answers as sets of (scene, x, y), and milliseconds of each query."""
     answers, taken = [], []
     for question in questions:
         started = time.perf_counter()
-        found = store.nearest(question, TOP, where, probe)
+        found = store.nearest(question, TOP, where, probe, narrow=narrow)
         taken.append((time.perf_counter() - started) * 1e3)
         answers.append(set(zip(found.scene, found.x_min, found.y_min, strict=True)))
     return answers, np.array(taken)
@@ -103,7 +109,7 @@ def cold(folder: Path, question: npt.NDArray[np.float32], probe: Probe) -> float
         "import sys, time, json, numpy as np\nfrom siamese_sat.search.index.store import Store, Probe\n"
         "uri, question, probe = json.loads(sys.argv[1])\nimport lancedb, pyarrow, pandas\n"
         "started = time.perf_counter()\n"
-        f"Store(uri).nearest(np.array(question), {TOP}, None, Probe(**probe))\n"
+        f"Store(uri).nearest(np.array(question), {TOP}, {SCALE!r}, Probe(**probe))\n"
         "print((time.perf_counter() - started) * 1e3)"
     )
     asked = json.dumps([str(folder), question.tolist(), {"partitions": probe.partitions, "refine": probe.refine}])
@@ -119,7 +125,7 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {
         "windows": count,
         "cores": len(os.sched_getaffinity(0)),
-        "partitions_probed": probe.partitions,
+        "partitions_probed": probe.partitions_of(count),
     }
     if not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
@@ -141,16 +147,17 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     questions = base + 0.3 / np.sqrt(DIMENSIONS) * rng.normal(size=base.shape).astype(np.float32)
     result["cold_ms"] = cold(folder, questions[0], probe)
     store = Store(str(folder))
-    # As search.py asks: windows of one scale.
-    scale = "scale = 64"
-    ask(store, questions[:3], probe, scale)
-    found, taken = ask(store, questions, probe, scale)
+    ask(store, questions[:3], probe)
+    found, taken = ask(store, questions, probe)
     result |= {"warm_ms_median": float(np.median(taken)), "warm_ms_95": float(np.percentile(taken, 95))}
     exact, slow = ask(store, questions[: options.exact], Probe(exact=True))
     result["exact_ms_median"] = float(np.median(slow))
     result[f"recall_at_{TOP}"] = float(np.mean([len(a & b) / TOP for a, b in zip(found, exact, strict=False)]))
-    ask(store, questions[:2], probe, "map_x_min < 1.0 AND map_x_max > 0.5")
-    _, taken = ask(store, questions[:20], probe, "map_x_min < 1.0 AND map_x_max > 0.5")
+    part = f"{SCALE} AND map_x_min < 1.0 AND map_x_max > 0.5"
+    ask(store, questions[:2], probe, part, narrow=True)
+    found, taken = ask(store, questions[:20], probe, part, narrow=True)
+    exact, _ = ask(store, questions[:20], Probe(exact=True), part)
+    result["filtered_recall"] = float(np.mean([len(a & b) / max(1, len(b)) for a, b in zip(found, exact, strict=True)]))
     result["filtered_ms_median"] = float(np.median(taken))
     more = max(1, count // 100)
     with store.writing():
@@ -243,7 +250,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--exact", type=int, default=20, help="queries that a scan answers too")
     parser.add_argument("--exact-below", type=int, default=100_000)
-    parser.add_argument("--partitions", type=int, default=Probe.partitions)
+    parser.add_argument("--partitions", type=int, help="probed; as the product does unless it is given")
     parser.add_argument("--refine", type=int, default=Probe.refine)
     parser.add_argument("--keep", action="store_true", help="ask the index that is there")
     parser.add_argument("--data")

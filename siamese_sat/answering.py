@@ -208,7 +208,8 @@ def _scene_of(cfg: DictConfig, entries: pd.DataFrame) -> Callable[[str], Scene]:
 
 
 def _hits(store: Store, asked: Sequence[Question], chosen: Filter, query: DictConfig) -> pd.DataFrame:
-    probe = Probe(int(query.partitions), int(query.refine), bool(query.exact))
+    partitions = int(query.partitions) if query.partitions is not None else None
+    probe = Probe(partitions, int(query.refine), bool(query.exact))
     classes = list(dict.fromkeys(q.name for q in asked))
     parts = []
     for question in asked:

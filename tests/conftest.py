@@ -12,11 +12,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import rasterio
 from affine import Affine
 from rasterio.enums import ColorInterp
 
 from siamese_sat.data.scene import Scene, open_scene
+
+# Ray finds any cluster that runs on the machine: tests of it must not run beside each other.
+OF_RAY = ("scaleout/test_choose.py", "scaleout/test_cluster.py", "test_interrupted.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file, or of Ray, go to one process (``--dist loadgroup``), which keeps their fixtures."""
+    for item in items:
+        path = item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group("ray" if path.endswith(OF_RAY) else path))
+
 
 UTM33 = "EPSG:32633"
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 5_000_000)

@@ -35,6 +35,6 @@ def ink_on(colour: str) -> str:
 
 
 def strokes(number: int) -> dict[str, Any]:
-    """How the line of the class of that number is drawn, alike in all diagrams: 28 classes differ."""
+    """How the line of that number is drawn, that of a class alike in all diagrams: 28 differ."""
     style = STYLES[number // len(LINES) % len(STYLES)]
     return {"color": LINES[number % len(LINES)], "lw": 1.8, "ls": style}

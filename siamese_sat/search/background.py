@@ -20,9 +20,9 @@ from siamese_sat.search.method import RadiometryOf
 
 # Cells along the side of a sampled place.
 SIDE = 24
-# What a cell of a residual network's middle stage sees further away than so many pixels hardly counts, though its
+# What a cell of a residual network sees further away than so many of its stage's strides hardly counts, though its
 # receptive field is larger (Luo et al. 2016): statistics and exemplars need no more round them.
-SEEN = 32
+SEEN = 4
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def sample_background(
     rng = np.random.default_rng(seed)
     stride = STRIDES[stage]
     phase = STRIDES[deep] // stride if deep else 1
-    around = math.ceil(min(SEEN, engine.embedder.backbone.reach(stage)) / stride / phase) * phase
+    around = math.ceil(min(SEEN * stride, engine.embedder.backbone.reach(stage)) / stride / phase) * phase
     areas = np.array([s.megapixels for s in scenes])
     # No more than would cover the scenes once at their finest level.
     count = min(count, max(len(steps), math.ceil(areas.sum() * 1e6 * (UNIT / min(steps)) ** 2 / (SIDE * stride) ** 2)))
@@ -86,7 +86,6 @@ def sample_background(
             radiometry = radiometry_of(scene)
             with SceneReader(scene) as reader:
                 for step in (steps[i] for i in level[drawn == number]):
-                    bar.advance(task)
                     column, row = (_span(n, step, stride, around, phase, rng) for n in _size(scene))
                     pixels, valid = read_level(reader, radiometry, step, column, row, engine.device)
                     found, deeper = stages(engine, pixels, stage, deep)
@@ -95,6 +94,7 @@ def sample_background(
                         deeper = deeper[:, around // phase :, around // phase :]
                         deeper = deeper[:, : math.ceil(inner.shape[1] / phase), : math.ceil(inner.shape[2] / phase)]
                     share = valid_share(valid, stride)[around:-around, around:-around]
+                    bar.advance(task)
                     good = (share[: inner.shape[1], : inner.shape[2]] >= engine.min_valid).to(inner.device)
                     if good.any():
                         yield Sample(inner, deeper, good, step)

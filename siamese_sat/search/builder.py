@@ -150,7 +150,7 @@ class Builder:
         if self.deep is not None and self.whitening.deep is not None:
             stages.append((self.deep, self.deep_cells, self.whitening.deep))
         coarsest = STRIDES[stages[-1][0]]
-        reach = min(SEEN, self.engine.embedder.backbone.reach(self.stage))
+        reach = min(SEEN * STRIDES[self.stage], self.engine.embedder.backbone.reach(self.stage))
         half = math.ceil((max(cells // 2 * STRIDES[stage] for stage, cells, _ in stages) + reach) / coarsest) * coarsest
         scale = appears / max(sides_of(exemplar))
         image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device)

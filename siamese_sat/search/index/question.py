@@ -172,7 +172,11 @@ def ask(
     known = set(chosen.scenes.scene)
     asked = count
     while True:
-        found = store.nearest(question.vector, asked, where, probe, placed=chosen.area is not None)
+        # A scale alone leaves many windows in every partition; all filters together may leave few in any.
+        filtered = chosen.where is not None
+        found = store.nearest(question.vector, asked, where, probe, placed=chosen.area is not None, narrow=filtered)
+        if len(found) < asked and not filtered:
+            found = store.nearest(question.vector, asked, where, probe, narrow=True)
         # Windows of a scene that is being indexed have no entry yet; those outside a bent area were in its box.
         good = found.scene.isin(known).to_numpy()
         if chosen.area is not None:

@@ -44,14 +44,19 @@ class Probe:
     """How thoroughly an inverted index is asked; without one every window is compared.
 
     Attributes:
-        partitions: that are looked into, of about the square root of the number of windows.
+        partitions: that are looked into, of about the square root of the number of windows; None: one for every
+            40,000 windows, from 20 to 400.
         refine: times the wanted number of windows are compared by their whole vectors.
         exact: compare every window, whatever index there is.
     """
 
-    partitions: int = 40
+    partitions: int | None = None
     refine: int = 4
     exact: bool = False
+
+    def partitions_of(self, windows: int) -> int:
+        """How many are looked into where there are so many windows."""
+        return self.partitions or min(max(windows // 40_000, 20), 400)
 
 
 class Store:
@@ -200,6 +205,7 @@ class Store:
         where: str | None = None,
         probe: Probe | None = None,
         placed: bool = False,
+        narrow: bool = False,
     ) -> pd.DataFrame:
         """The windows most like a vector, best first.
 
@@ -209,6 +215,8 @@ class Store:
             where: an SQL condition on the columns of `window_schema`; it is applied first.
             probe: how thoroughly.
             placed: whether the columns `MAP` are wanted too: each column is a read of its own.
+            narrow: whether few windows may meet the condition: partitions are then looked into until there are
+                ``count * probe.refine``, or all have been.
 
         Returns:
             Columns `BOX`, `MAP` where they are wanted, and ``similarity``, the cosine, -1..1.
@@ -225,11 +233,11 @@ class Store:
             if probe.exact:
                 found: pd.DataFrame = ask().bypass_vector_index().to_arrow().to_pandas()
             else:
-                found = ask().nprobes(probe.partitions).refine_factor(probe.refine).to_arrow().to_pandas()
-            if len(found) < count and not probe.exact:
-                # The filter leaves few windows in these partitions: all are looked into.
-                every = ask().minimum_nprobes(probe.partitions).maximum_nprobes(0)
-                found = every.refine_factor(probe.refine).to_arrow().to_pandas()
+                partitions = probe.partitions_of(self.count())
+                query = ask().refine_factor(probe.refine)
+                # 0 is no limit.
+                query = query.minimum_nprobes(partitions).maximum_nprobes(0) if narrow else query.nprobes(partitions)
+                found = query.to_arrow().to_pandas()
         found["similarity"] = 1.0 - found.pop("_distance").astype(float)
         return found
 
