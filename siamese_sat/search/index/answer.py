@@ -20,6 +20,8 @@ from siamese_sat.search.part import Part, share
 Boxes = npt.NDArray[np.float64]
 # How far from a window's middle, beyond what the grid leaves open, the thing's own may lie, of its longer side.
 OFFSET = 0.125
+# What a method computes round all that it is given, of the longer side of a thing, about: a template's half and more.
+AROUND = 1.3
 
 
 @dataclass
@@ -167,7 +169,7 @@ def surroundings(hits: pd.DataFrame, aoi: tuple[int, int, int, int], margin: flo
     answer = np.concatenate([centre - half, centre + half], axis=1)
     seen = answer + (margin * longer)[:, None] * np.array([-1, -1, 1, 1])
     limits = np.array([*aoi[:2], *aoi[:2]]), np.array([*aoi[2:], *aoi[2:]])
-    groups = _gather(seen)
+    groups = _gather(seen + (AROUND * longer)[:, None] * np.array([-1, -1, 1, 1]))
     read = [np.concatenate([seen[g, :2].min(0), seen[g, 2:].max(0)]) for g in groups]
     inner = [np.concatenate([answer[g, :2].min(0), answer[g, 2:].max(0)]) for g in groups]
     whole = np.array(read).reshape(-1, 4)

@@ -7,6 +7,7 @@ those of a scene whose indexing (or removal) was cut short, no query shows them,
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ EXACT_BELOW = 100_000
 OUTGROWN = 4
 # Windows drawn at random that a query is held against, to know what similarity is ordinary.
 SAMPLE = 4096
+# Windows that a scan compares about as fast as the inverted index finds them.
+FEW = 50_000
 AT_ONCE = timedelta(milliseconds=1)
 KEPT = timedelta(minutes=10)  # for which replaced files are left to who reads them
 
@@ -70,6 +73,7 @@ class Store:
         self.uri = uri if uri.startswith(REMOTE) else str(Path(uri).expanduser())
         self._open: dict[str, Any] = {}
         self._connection: Any = None
+        self._windows: int | None = None
 
     @property
     def exists(self) -> bool:
@@ -215,8 +219,9 @@ class Store:
             where: an SQL condition on the columns of `window_schema`; it is applied first.
             probe: how thoroughly.
             placed: whether the columns `MAP` are wanted too: each column is a read of its own.
-            narrow: whether few windows may meet the condition: partitions are then looked into until there are
-                ``count * probe.refine``, or all have been.
+            narrow: whether few windows may meet the condition: they are then counted first. Up to `FEW` are all
+                compared; of more, as many partitions are looked into as hold as many of them as are compared without
+                a condition.
 
         Returns:
             Columns `BOX`, `MAP` where they are wanted, and ``similarity``, the cosine, -1..1.
@@ -230,14 +235,13 @@ class Store:
             return query.where(where, prefilter=True) if where else query
 
         with self._telling("read"):
-            if probe.exact:
+            total = self._total()
+            meeting = int(self._table(WINDOWS).count_rows(where)) if where and narrow else total
+            if probe.exact or (meeting < total and meeting <= FEW):
                 found: pd.DataFrame = ask().bypass_vector_index().to_arrow().to_pandas()
             else:
-                partitions = probe.partitions_of(self.count())
-                query = ask().refine_factor(probe.refine)
-                # 0 is no limit.
-                query = query.minimum_nprobes(partitions).maximum_nprobes(0) if narrow else query.nprobes(partitions)
-                found = query.to_arrow().to_pandas()
+                partitions = math.ceil(probe.partitions_of(total) * total / max(meeting, 1))
+                found = ask().nprobes(partitions).refine_factor(probe.refine).to_arrow().to_pandas()
         found["similarity"] = 1.0 - found.pop("_distance").astype(float)
         return found
 
@@ -312,6 +316,12 @@ class Store:
         if name not in self._open:
             self._open[name] = self._base.open_table(name)
         return self._open[name]
+
+    def _total(self) -> int:
+        """Windows when this was first asked: a measure, for which later ones do not count."""
+        if self._windows is None:
+            self._windows = int(self._table(WINDOWS).count_rows())
+        return self._windows
 
     def _names(self) -> list[str]:
         return list(self._base.list_tables().tables)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from siamese_sat.errors import InputError
+from siamese_sat.search.index import store as module
 from siamese_sat.search.index.build import window_rows
 from siamese_sat.search.index.encoder import Encoded
 from siamese_sat.search.index.schema import entries_of
@@ -86,7 +87,9 @@ except Exception as error:
     assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip() == "in"
 
 
-def test_an_inverted_index_finds_what_a_scan_finds_also_in_what_came_later(tmp_path: Path) -> None:
+def test_an_inverted_index_finds_what_a_scan_finds_also_in_what_came_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = new_store(tmp_path / "i", 16)
     table, vectors = rows(tmp_path, 1, 1500, dimensions=16)
     more, later = rows(tmp_path, 2, 200, seed=1, dimensions=16)
@@ -98,13 +101,13 @@ def test_an_inverted_index_finds_what_a_scan_finds_also_in_what_came_later(tmp_p
         store.add_windows(more)
         store.enter_scenes(entry(2, "/b.tif", 200))
         both = np.concatenate([vectors, later])
-        check(store, both)
+        check(store, both, monkeypatch)
         assert store.finish(exact_below=1000) == "extended"
         assert store.indexed() == 1700
-        check(store, both)
+        check(store, both, monkeypatch)
 
 
-def check(store: Store, vectors: np.ndarray) -> None:
+def check(store: Store, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     similar = vectors @ vectors[1600]
     best = set(np.argsort(-similar)[:10])
     for probe in (Probe(partitions=1000, refine=200), Probe(exact=True)):
@@ -113,8 +116,13 @@ def check(store: Store, vectors: np.ndarray) -> None:
         numbers = (found.scene - 1) * 1500 + found.x_min.astype(int)
         assert found.similarity.to_numpy() == pytest.approx(similar[numbers], abs=4e-3)
         assert best == set(numbers)
-    few = store.nearest(vectors[1600], 10, "scene = 2 AND x_min < 12", Probe(partitions=1))
+    where = "scene = 2 AND x_min < 12"
+    few = store.nearest(vectors[1600], 10, where, Probe(partitions=1), narrow=True)
     assert len(few) == 10  # although one partition holds fewer
+    assert few.x_min.tolist() == store.nearest(vectors[1600], 10, where, Probe(exact=True)).x_min.tolist()
+    monkeypatch.setattr(module, "FEW", 0)  # in the partitions that hold as many of them
+    many = Probe(partitions=10, refine=50)
+    assert len(store.nearest(vectors[1600], 10, "scene = 2", many, narrow=True)) == 10
 
 
 def test_an_index_that_has_outgrown_its_partitions_is_made_anew(tmp_path: Path) -> None:
