@@ -20,14 +20,15 @@ from rasterio.enums import ColorInterp
 from siamese_sat.data.scene import Scene, open_scene
 
 # Ray finds any cluster that runs on the machine: tests of it must not run beside each other.
-OF_RAY = ("scaleout/test_choose.py", "scaleout/test_cluster.py", "test_interrupted.py")
+OF_RAY = ("scaleout/test_choose.py", "scaleout/test_cluster.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file, or of Ray, go to one process (``--dist loadgroup``), which keeps their fixtures."""
     for item in items:
         path = item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group("ray" if path.endswith(OF_RAY) else path))
+        of_ray = path.endswith(OF_RAY) or "[ray" in item.name
+        item.add_marker(pytest.mark.xdist_group("ray" if of_ray else path))
 
 
 UTM33 = "EPSG:32633"
