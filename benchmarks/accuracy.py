@@ -237,7 +237,13 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
     parser.add_argument("--nms-iou", type=float, default=0.1)
     parser.add_argument("--threshold", type=float, default=0.3)
-    parser.add_argument("--boat-bands", nargs="+", type=int, default=[1, 2, 3, 4], help="3 2 1: without near infrared")
+    parser.add_argument(
+        "--boat-bands",
+        nargs="+",
+        type=int,
+        default=[1, 2, 3, 4],
+        help="in B, G, R, NIR order; 1 2 3: without near infrared",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--runtime", default="auto", choices=RUNTIMES)

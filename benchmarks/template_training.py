@@ -171,10 +171,13 @@ def main() -> None:
     parser.add_argument("--chips", type=int, default=60, help="of a class, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    trained_on = [n for n in CLASSES if n not in args.held]
+    if len(trained_on) < 2:
+        parser.error(f"--held leaves {len(trained_on)} of {len(CLASSES)} classes to train on; leave two at least.")
     logging.basicConfig(level=logging.ERROR)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    chips = collect(args.data, [n for n in CLASSES if n not in args.held], args.chips, rng)
+    chips = collect(args.data, trained_on, args.chips, rng)
     embedder = build_embedder(band_names(3), variant="v1", weights=str(args.weights)).eval().requires_grad_(False)
     before = {k: v.clone() for k, v in embedder.backbone.state_dict().items()}
     embedder = embedder.to(memory_format=torch.channels_last)
