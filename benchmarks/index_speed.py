@@ -26,10 +26,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from siamese_sat.search.index.schema import scene_schema, window_schema
+from siamese_sat.search.index.schema import fixed_binary, scene_schema, window_schema
 from siamese_sat.search.index.store import Probe, Store
 
-DIMENSIONS = 128
+DIMENSIONS = 64
+# Bytes of a window's own cells, which compress as little as chance.
+CELLS = 128
 CHUNK = 100_000
 # Windows of a synthetic scene, and how they cluster: parts of the mixture per window, and the spread within a part.
 SCENE = 20_000
@@ -57,11 +59,12 @@ def rows(first: int, count: int, found: npt.NDArray[np.float32]) -> pa.Table:
         scene, x, y, x + 64, y + 64, np.full(count, 64), np.ones(count),
         west, north - 3e-4, west + 3e-4, north, np.full(count, 19_000),
     ]  # fmt: skip
-    schema = window_schema(DIMENSIONS)
+    schema = window_schema(DIMENSIONS, CELLS)
     arrays = [pa.array(c.astype(f.type.to_pandas_dtype() if f.name != "date" else np.int32), f.type)
               for c, f in zip(columns, schema, strict=False)]  # fmt: skip
     flat = pa.FixedSizeListArray.from_arrays(pa.array(found.astype(np.float16).ravel()), DIMENSIONS)
-    return pa.Table.from_arrays([*arrays, flat], schema=schema)
+    cells = fixed_binary(np.random.default_rng(first).integers(0, 256, (count, CELLS), np.uint8))
+    return pa.Table.from_arrays([*arrays, flat, cells], schema=schema)
 
 
 def entries(first: int, last: int, total: int) -> pa.Table:
@@ -141,7 +144,7 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     store = Store(str(folder))
     with store.writing():
         if not store.exists:
-            store.create({}, b"", DIMENSIONS)
+            store.create({}, b"", DIMENSIONS, CELLS)
             started = time.perf_counter()
             add(store, 0, count, parts)
             result["fill_s"] = time.perf_counter() - started
@@ -211,11 +214,13 @@ def scenes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     listing.write_text("\n".join(map(str, chosen)))
     index = f"index={folder / 'index'}"
     seed = f"exemplars.seed={options.seed}"
-    yield run("direct", f"scenes={listing}", seed)
+    if not options.skip_direct:
+        yield run("direct", f"scenes={listing}", seed)
     yield run("index", f"scenes={listing}", index, "mode=index")
-    yield run("unverified", index, "query.verify=false", "query.candidates=5000", seed)
-    for count in options.candidates:
-        yield run(f"verified_{count}", index, f"query.candidates={count}", seed)
+    for verify, counts in (("false", [5000]), ("cells", options.candidates), ("pixels", options.pixels)):
+        for count in counts:
+            name = f"{'vectors' if verify == 'false' else verify}_{count}"
+            yield run(name, index, f"query.verify={verify}", f"query.candidates={count}", seed)
 
 
 def test_scenes(data: Path, folder: Path, count: int, crop: int | None) -> tuple[Path, list[Path]]:
@@ -270,9 +275,14 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=None)
     parser.add_argument("--exemplars", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--candidates", type=int, nargs="+", default=[500, 1000, 2000])
+    parser.add_argument("--candidates", type=int, nargs="*", default=[1000, 5000, 20000], help="verified by cells")
+    parser.add_argument("--pixels", type=int, nargs="*", default=[2000], help="candidates verified by pixels")
+    parser.add_argument("--skip-direct", action="store_true")
     options = parser.parse_args()
-    found: Any = size(options) if options.part == "size" else list(scenes(options))
+    found: Any = size(options) if options.part == "size" else []
+    for one in scenes(options) if options.part == "scenes" else ():
+        print(one, flush=True)
+        found.append(one)
     Path(f"index_{options.part}.json").write_text(json.dumps(found, indent=1))
     if isinstance(found, dict):
         for name, value in found.items():

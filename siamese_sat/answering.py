@@ -21,7 +21,9 @@ from siamese_sat.outcome import SearchResult, conclude
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.index.answer import Remembered, Verified, surroundings
 from siamese_sat.search.index.build import unchanged
+from siamese_sat.search.index.cells import CellSearch
 from siamese_sat.search.index.entry import from_json, scene_path, signature
+from siamese_sat.search.index.features import FeatureEncoder
 from siamese_sat.search.index.filters import Filter, make_filter
 from siamese_sat.search.index.question import (
     Question,
@@ -37,6 +39,7 @@ from siamese_sat.search.index.setup import Setup
 from siamese_sat.search.index.store import Probe, Store
 from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.run import Workers
+from siamese_sat.search.template import TemplateSearch
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.searching import unreadable
 from siamese_sat.shown import read_shown
@@ -97,7 +100,7 @@ def answer(
         windows = ", ".join(map(str, recipe.windows))
         log.warning("The index's windows (%s pixels) hardly see things of this size: %s.", windows, ", ".join(far))
     if liked:
-        encoder, levels = means.setup.encoder, int(cfg.query.levels)
+        encoder, levels = means.setup.encoder, int(cfg.query.levels) if cfg.query.levels is not None else None
         asked = questions(liked, disliked, encoder, means.radiometry, store.ordinary(), levels)
     elif recipe.vectors == "embedding":
         vectors = {n: p.cpu().numpy() for n, p in model.prototypes.items()}
@@ -106,18 +109,47 @@ def answer(
         raise InputError("An index of features is asked by exemplars; give some (exemplars, or feedback).")
     hits = _hits(store, asked, chosen, cfg.query)
     entered, scenes, per_scene = _reported(cfg, chosen, hits)
-    if not (cfg.query.verify and liked):
+    inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    look = _look(cfg, inner, means.setup) if liked else None
+    if look is None:
         return _remembered(cfg, folder, asked, entered, scenes, per_scene, failed, model.radiometry.names)
+    if look == "cells":
+        assert isinstance(inner, TemplateSearch) and isinstance(means.setup.encoder, FeatureEncoder)
+        scales = sorted({q.scale for q in asked})
+        own: SearchMethod = CellSearch(inner, store, means.setup.encoder, per_scene, scales)
+        own = Unlike(own, disliked) if disliked else own
+        own.prepare(model, means.engine, liked, means.radiometry, [])
+        cfg = _without_pictures_of_lost(cfg, scenes)
+        return conclude(cfg, folder, own, scenes, failed, model.radiometry.names, model.thresholds)
     _warn_of_changed([e for e in entered if e.path in per_scene])
     failed = {**failed, **_leave_lost(scenes, per_scene)}
     by_path = {scene.path: scene for scene in scenes.values()}
     margin = float(cfg.query.margin)
     places = {path: surroundings(mine, by_path[path].aoi, margin) for path, mine in per_scene.items()}
-    inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     method = Verified(Unlike(inner, disliked) if disliked else inner, places)
     method.prepare(model, means.engine, liked, means.radiometry, _background(scenes))
     cfg = _without_pictures_of_lost(cfg, scenes)
     return conclude(cfg, folder, method, scenes, failed, model.radiometry.names, model.thresholds, workers)
+
+
+def _look(cfg: DictConfig, method: SearchMethod, setup: Setup) -> str | None:
+    """By what answers are looked at more closely: ``cells`` of the index, ``pixels`` of the scenes, or None.
+
+    Raises:
+        InputError: ``query.verify`` asks for what is not there.
+    """
+    wanted = cfg.query.verify
+    if wanted not in ("auto", "cells", "pixels", True, False):
+        raise InputError(f"query.verify={wanted} is none of auto, cells, pixels and false.")
+    kept = setup.recipe.cells > 0 and isinstance(method, TemplateSearch)
+    if wanted == "cells" and not kept:
+        raise InputError(
+            "query.verify=cells needs an index of features (indexing.vectors) and search/method=template; "
+            "query.verify=pixels looks at the scenes."
+        )
+    if wanted is False:
+        return None
+    return "cells" if wanted == "cells" or (wanted == "auto" and kept) else "pixels"
 
 
 def answer_places(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +47,8 @@ class Builder:
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         oblique_trust: weight of views between quarter turns in the vote on the box.
         most: peaks of the background per sample, at most.
+        stored: makes of whitened cells ``[..., D, n, n]`` what is left of them where places are kept rather than seen;
+            exemplars are then held against each other as such places. None where scenes are seen.
     """
 
     engine: Engine
@@ -60,6 +62,7 @@ class Builder:
     contrast: float
     oblique_trust: float
     most: int
+    stored: Callable[[Tensor], Tensor] | None = None
 
     def template(
         self, name: str, exemplars: Sequence[Exemplar], rungs: Sequence[Rung], background: Sequence[tuple[Maps, int]]
@@ -130,7 +133,8 @@ class Builder:
             )
             step = float(rendition.sizes[i]) * UNIT / rendition.appears
             own = None if deep is None else deep[i, :1]
-            found.append(self.matcher.closer(rest, cells[i, :1], own, step)[0].mean())
+            place = cells[i, :1] if self.stored is None else self.stored(cells[i, :1])
+            found.append(self.matcher.closer(rest, place, own, step)[0].mean())
         return np.asarray(found, dtype=np.float64)
 
     def _background_peaks(self, rendition: Rendition, maps: Maps, step: int) -> FloatArray:

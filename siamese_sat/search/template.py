@@ -9,7 +9,7 @@ the mean of these cosines.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -30,7 +30,7 @@ from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
-from siamese_sat.search.ladder import ladder
+from siamese_sat.search.ladder import Rung, ladder
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Rendition, Template
@@ -158,9 +158,26 @@ class TemplateSearch:
             for s in samples
             if bool(s.good.all()) and min(s.features.shape[1:]) >= least
         ]
+        self.make(groups, rungs, background)
+
+    def make(
+        self,
+        groups: Mapping[str, Sequence[Exemplar]],
+        rungs: Mapping[str, Sequence[Rung]],
+        background: Sequence[tuple[Maps, int]],
+        stored: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Turns exemplars into templates; model, engine, radiometry and whitening are known.
+
+        Args:
+            groups: exemplars by class.
+            rungs: sizes to seek, each in its level, by class.
+            background: see `Builder.template`.
+            stored: see `Builder`.
+        """
         builder = Builder(
-            engine=engine,
-            radiometry_of=radiometry_of,
+            engine=self.engine,
+            radiometry_of=self.radiometry_of,
             matcher=self._matcher,
             whitening=self.whitening,
             stage=self.stage,
@@ -170,6 +187,7 @@ class TemplateSearch:
             contrast=self.contrast,
             oblique_trust=self.oblique_trust,
             most=self.most,
+            stored=stored,
         )
         self.templates = [
             builder.template(name, group, rungs[name], background)
@@ -229,9 +247,7 @@ class TemplateSearch:
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
-        closer = CLOSER_VOTING if self.vote_iou > 0 else CLOSER
         for step in sorted({s for t in self.templates for s in t.steps}):
-            wanted = [(i, t, r) for i, t in enumerate(self.templates) for r in t.renditions if step in r.steps]
             for tile in feature_tiles(
                 self.engine,
                 scene,
@@ -239,32 +255,48 @@ class TemplateSearch:
                 step,
                 stage=self.stage,
                 deep=self.deep_stage,
-                margin=self._margin,
+                margin=self.margin,
                 tile=self.tile,
                 min_valid=self.engine.min_valid,
                 part=part,
                 align=2,  # the coarse grid
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
-                raw = [max(self.least * t.curve.threshold, t.curve.raw(thresholds[t.name])) for _, t, _ in wanted]
-                peaks = find_peaks(
-                    maps.cells,
-                    [r.consensus for _, _, r in wanted],
-                    [closer * r for r in raw],
-                    torch.from_numpy(tile.valid),
-                    self._margin,
-                    self.most,
-                    self.engine.dtype,
-                )
-                for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
-                    places = self._closer(scene, tile, maps, found, step, rendition)
-                    keep = places.scores >= least
-                    yield Candidates(
-                        places.boxes[keep],
-                        places.boxes[keep],
-                        np.full(int(keep.sum()), number),
-                        template.curve(places.scores[keep]),
-                    )
+                yield from self.match(scene, step, tile, maps, thresholds)
+
+    def match(
+        self, scene: Scene, step: int, tile: FeatureTile, maps: Maps, thresholds: Mapping[str, float]
+    ) -> Iterator[Candidates]:
+        """Places of one tile that reach their class's threshold, class by class and size by size.
+
+        Args:
+            scene: that it is a part of.
+            step: of its level.
+            tile: where it lies, with a `margin` of cells on all sides, and where places count.
+            maps: its whitened cells.
+            thresholds: least score by class.
+        """
+        closer = CLOSER_VOTING if self.vote_iou > 0 else CLOSER
+        wanted = [(i, t, r) for i, t in enumerate(self.templates) for r in t.renditions if step in r.steps]
+        raw = [max(self.least * t.curve.threshold, t.curve.raw(thresholds[t.name])) for _, t, _ in wanted]
+        peaks = find_peaks(
+            maps.cells,
+            [r.consensus for _, _, r in wanted],
+            [closer * r for r in raw],
+            torch.from_numpy(tile.valid),
+            self.margin,
+            self.most,
+            self.engine.dtype,
+        )
+        for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
+            places = self._closer(scene, tile, maps, found, step, rendition)
+            keep = places.scores >= least
+            yield Candidates(
+                places.boxes[keep],
+                places.boxes[keep],
+                np.full(int(keep.sum()), number),
+                template.curve(places.scores[keep]),
+            )
 
     def _closer(
         self,
@@ -282,7 +314,7 @@ class TemplateSearch:
         values, votes, views = self._matcher.closer(rendition, *patches, step)
         # A cell is centred on a pixel's middle, hence the half.
         stride = STRIDES[self.stage]
-        first = self._margin - self.cells // 2
+        first = self.margin - self.cells // 2
         column = (peaks.x + peaks.dx).double().cpu().numpy() - first + tile.x_first
         row = (peaks.y + peaks.dy).double().cpu().numpy() - first + tile.y_first
         centre = np.stack([column, row], axis=1) * stride + 0.5
@@ -293,7 +325,7 @@ class TemplateSearch:
         return Candidates(boxes, boxes, np.zeros(len(boxes), np.int64), found)
 
     @property
-    def _margin(self) -> int:
+    def margin(self) -> int:
         """Cells that a tile needs on each side."""
         least = self.cells // 2 + AROUND
         if self.deep_stage is None:

@@ -20,7 +20,7 @@ from siamese_sat.progress import progress
 from siamese_sat.search.index.embed import Embed, Head, Reading, readings
 from siamese_sat.search.index.encoder import Encoded, Encoder
 from siamese_sat.search.index.entry import Signature, degrees, scene_path, signature, to_json
-from siamese_sat.search.index.schema import MAP, Entry, entries_of, scene_schema, window_schema
+from siamese_sat.search.index.schema import MAP, Entry, entries_of, fixed_binary, scene_schema, window_schema
 from siamese_sat.search.index.store import EXACT_BELOW, Store
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.run import Workers
@@ -207,8 +207,10 @@ def window_rows(part: Encoded, number: int, scene: Scene, day: date | None) -> p
     frame.insert(0, "scene", np.full(count, number, np.int32))
     frame["scale"], frame["valid"] = np.int32(part.scale), part.valid.astype(np.float32)
     frame[list(MAP)] = degrees(scene, part.boxes)
-    schema = window_schema(dimensions)
+    schema = window_schema(dimensions, part.cells.shape[1] if part.cells is not None else 0)
     columns = [pa.array(frame[n], f.type, from_pandas=True) for n, f in zip(frame, schema, strict=False)]
     flat = pa.array(part.vectors.astype(np.float16).ravel())
-    vectors = pa.FixedSizeListArray.from_arrays(flat, dimensions)
-    return pa.Table.from_arrays([*columns, pa.array([day] * count, pa.date32()), vectors], schema=schema)
+    columns += [pa.array([day] * count, pa.date32()), pa.FixedSizeListArray.from_arrays(flat, dimensions)]
+    if part.cells is not None:
+        columns.append(fixed_binary(part.cells))
+    return pa.Table.from_arrays(columns, schema=schema)

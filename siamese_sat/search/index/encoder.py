@@ -1,7 +1,7 @@
 """Windows and exemplars to vectors, in the two ways that an index can be made.
 
 Both see the scene through square windows on one grid, at several sizes, since nobody knows yet what will be asked. An
-exemplar is seen as its own window would be, at the resolution of the windows that it is compared with.
+exemplar is seen as the window would see it that it fills as things fill theirs.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class Encoded:
         valid: ``[n]`` valid part of each, 0..1.
         vectors: ``[n, D]`` of unit length.
         scale: side in scene pixels.
+        cells: ``[n, bytes]`` of the windows' middles, bit by bit; None where only vectors are made.
     """
 
     boxes: npt.NDArray[np.float64]
     valid: npt.NDArray[np.float64]
     vectors: npt.NDArray[np.float32]
     scale: int
+    cells: npt.NDArray[np.uint8] | None = None
 
 
 class Encoder(Protocol):
@@ -60,8 +62,8 @@ class Encoder(Protocol):
             InputError: the scene cannot be read.
         """
 
-    def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, scale: int) -> npt.NDArray[np.float32]:
-        """Vectors ``[views, D]`` of an exemplar, as windows of this side show it from all sides.
+    def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, side: float) -> npt.NDArray[np.float32]:
+        """Vectors ``[views, D]`` of an exemplar, as windows of this side in its own scene show it from all sides.
 
         Raises:
             InputError: it cannot be read, or holds no valid pixel.
@@ -90,23 +92,23 @@ class EmbeddingEncoder:
             for batch in self.engine.windows(scene, radiometry, (side, side), self.size, self.stride, part):
                 yield Encoded(batch.boxes, batch.valid, self.engine.embed_filled(batch.chips).cpu().numpy(), side)
 
-    def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, scale: int) -> npt.NDArray[np.float32]:
+    def exemplar(self, exemplar: Exemplar, radiometry: Radiometry, side: float) -> npt.NDArray[np.float32]:
         """See `Encoder`."""
         spec = ChipSpec(self.size, 0.0, "square")
         with SceneReader(exemplar.scene) as reader:
-            cut = [cut_chip(reader, box, spec, radiometry) for box in shifted(exemplar, scale)]
+            cut = [cut_chip(reader, box, spec, radiometry) for box in shifted(exemplar, side)]
         need_valid(exemplar, max(valid for _, valid in cut))
         chips = torch.stack([radiometry.normalise(chip) for chip, _ in cut])
         views = torch.cat([dihedral(chips, view) for view in range(VIEWS)])
         return self.engine.embed(views.to(self.engine.device)).cpu().numpy()
 
 
-def shifted(exemplar: Exemplar, scale: int) -> list[tuple[float, float, float, float]]:
+def shifted(exemplar: Exemplar, side: float) -> list[tuple[float, float, float, float]]:
     """Windows of a side in which the exemplar stands in the middle, and an eighth off it towards each corner."""
     x0, y0, x1, y1 = exemplar.box
-    cx, cy, half = (x0 + x1) / 2, (y0 + y1) / 2, scale / 2
+    cx, cy, half = (x0 + x1) / 2, (y0 + y1) / 2, side / 2
     return [
-        (cx + dx * scale - half, cy + dy * scale - half, cx + dx * scale + half, cy + dy * scale + half)
+        (cx + dx * side - half, cy + dy * side - half, cx + dx * side + half, cy + dy * side + half)
         for dx, dy in SHIFTS
     ]
 

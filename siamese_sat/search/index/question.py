@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,12 @@ Vector = npt.NDArray[np.float32]
 UNLIKE = 0.5
 # A window's part on each side of the thing, where nothing is known of its size.
 PADDING = 0.15
+# Of a window's side, how much the longer side of the things takes that it is asked for.
+FILL = 0.75
+# Of such things, the smallest and largest that a window stands for, where the next is twice as large.
+SPREAD = 2**0.5
+# Things of a class are sought from the smallest exemplar less this factor to the largest times it.
+WIDER = 1.25
 # Windows of one size from which what is ordinary can be told.
 ENOUGH = 200
 
@@ -55,13 +62,13 @@ def questions(
     encoder: Encoder,
     radiometry_of: RadiometryOf,
     ordinary: tuple[Vector, npt.NDArray[np.int32]],
-    levels: int = 1,
+    levels: int | None = None,
 ) -> list[Question]:
     """Turns exemplars into questions.
 
-    A class is asked for at the window size nearest its exemplars' longer side (of pooled windows those that a thing
-    fills find it best), or at several. Its vector is the mean over its exemplars and their views, less half of the mean
-    over the negatives of its name and of names that no class has.
+    A class is asked for at all window sizes that things of its exemplars' sizes fill, or at some. Its vector is the
+    mean over its exemplars and their views, each seen as if it filled a window, less half of the mean over the
+    negatives of its name and of names that no class has.
 
     Args:
         exemplars: of all classes.
@@ -69,7 +76,7 @@ def questions(
         encoder: as the index was made with.
         radiometry_of: normalises a scene.
         ordinary: see `Store.ordinary`.
-        levels: window sizes to ask at.
+        levels: window sizes to ask at, at most, those nearest the exemplars' size first; None: all that they may fill.
 
     Raises:
         InputError: an exemplar cannot be read.
@@ -78,21 +85,28 @@ def questions(
     groups = by_class(exemplars)
     for name, group in groups.items():
         sides = np.array([sides_of(e) for e in group])
-        longer = float(np.median(sides.max(axis=1)))
-        nearest = sorted(encoder.windows, key=lambda w: abs(np.log(w / longer)))
         unlike = [e for e in negatives if e.class_name == name or e.class_name not in groups]
-        width, height = np.median(sides, axis=0).tolist()
-        for scale in nearest[: max(1, levels)]:
-            each = _unit(np.stack([_seen(e, encoder, radiometry_of, scale) for e in group]))
-            away = np.mean([_seen(e, encoder, radiometry_of, scale) for e in unlike], axis=0) if unlike else None
-            grown = scale / nearest[0]
-            found.append(
-                Question(
-                    name, int(scale), _less(each.mean(axis=0), away), (width * grown, height * grown),
-                    _curve(each, away, ordinary, scale),
-                )
-            )  # fmt: skip
+        each = _unit(np.stack([_seen(e, encoder, radiometry_of) for e in group]))
+        away = np.mean([_seen(e, encoder, radiometry_of) for e in unlike], axis=0) if unlike else None
+        towards, median = _less(each.mean(axis=0), away), np.median(sides, axis=0)
+        for scale in window_sizes(sides.max(axis=1), encoder.windows)[:levels]:
+            width, height = (median * FILL * scale / median.max()).tolist()
+            curve = _curve(each, away, ordinary, scale)
+            found.append(Question(name, int(scale), towards, (width, height), curve))
     return found
+
+
+def window_sizes(longer: npt.NDArray[np.float64], windows: Sequence[int]) -> list[int]:
+    """Sides of windows that things like these fill, that nearest their median first; one at least.
+
+    Args:
+        longer: ``[n]`` longer sides of the exemplars, pixels.
+        windows: that there are.
+    """
+    median = float(np.median(longer))
+    nearest = sorted(windows, key=lambda w: abs(math.log(w * FILL / median)))
+    low, high = float(longer.min()) / WIDER / SPREAD, float(longer.max()) * WIDER * SPREAD
+    return [w for w in nearest if low <= w * FILL <= high] or nearest[:1]
 
 
 def prototype_questions(
@@ -104,7 +118,7 @@ def prototype_questions(
     """Questions after the classes that a training knows, for an index of its embeddings."""
     found = []
     for name, vector in prototypes.items():
-        scale = int(min(windows, key=lambda w: abs(np.log(w / max(extents[name])))))
+        scale = window_sizes(np.array([max(extents[name])]), windows)[0]
         unit = _unit(np.asarray(vector, np.float32))
         found.append(Question(name, scale, unit, extents[name], _curve(unit[None], None, ordinary, scale)))
     return found
@@ -202,8 +216,8 @@ def check_sizes(exemplars: Sequence[Exemplar], windows: Sequence[int]) -> list[s
     return far
 
 
-def _seen(exemplar: Exemplar, encoder: Encoder, radiometry_of: RadiometryOf, scale: int) -> Vector:
-    views = encoder.exemplar(exemplar, radiometry_of(exemplar.scene), scale)
+def _seen(exemplar: Exemplar, encoder: Encoder, radiometry_of: RadiometryOf) -> Vector:
+    views = encoder.exemplar(exemplar, radiometry_of(exemplar.scene), max(sides_of(exemplar)) / FILL)
     return np.asarray(_unit(views.mean(axis=0)))
 
 

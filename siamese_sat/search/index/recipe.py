@@ -33,6 +33,7 @@ class Recipe:
         stage: of the backbone, for ``features``.
         dimensions: of a vector.
         min_valid: windows with a smaller valid part are left out.
+        cells: bytes of a window's own cells, kept beside its vector; 0: none are.
     """
 
     vectors: str
@@ -48,6 +49,7 @@ class Recipe:
     stage: str
     dimensions: int
     min_valid: float
+    cells: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and values."""
@@ -56,7 +58,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
         """The reverse of `to_dict`; what later versions add is not looked at."""
-        known = {f.name: values[f.name] for f in fields(cls)}
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         return cls(**{**known, "bands": tuple(known["bands"]), "windows": tuple(known["windows"])})
 
     def check(self, other: Recipe, uri: str) -> None:
@@ -65,6 +67,11 @@ class Recipe:
         Raises:
             InputError: they differ; says in what, and what to do.
         """
+        if self.vectors == "features" and not self.cells:
+            raise InputError(
+                f"{uri}: an earlier version made this index, and its vectors otherwise: index the scenes again, into "
+                f"another place."
+            )
         advice = {
             "weights": f"give {self.model}, with which it was made",
             "bands": f"set bands={list(self.bands)}".replace(" ", ""),

@@ -44,8 +44,8 @@ def entries_of(scenes: pd.DataFrame) -> list[Entry]:
     return [Entry(**row) for row in scenes[[f.name for f in fields(Entry)]].to_dict("records")]  # type: ignore[arg-type]
 
 
-def window_schema(dimensions: int) -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
-    """Columns of a window.
+def window_schema(dimensions: int, cells: int = 0) -> Any:  # noqa: ANN401 - pyarrow is imported when it is used
+    """Columns of a window, with ``cells`` bytes of its own cells where there are any.
 
     Box in pixels of the scene; ``scale``, the side of the window in these pixels; valid part 0..1; the box round its
     corners in degrees (EPSG:4326, longitude is x), null without a place on the map; date of the scene or null; vector
@@ -60,6 +60,7 @@ def window_schema(dimensions: int) -> Any:  # noqa: ANN401 - pyarrow is imported
         [
             ("scene", pa.int32()), *(numbers[c] for c in BOX[1:5]), ("scale", pa.int32()), numbers["valid"],
             *(numbers[c] for c in MAP), ("date", pa.date32()), ("vector", pa.list_(pa.float16(), dimensions)),
+            *([("cells", pa.binary(cells))] if cells else []),
         ]
     )  # fmt: skip
 
@@ -87,3 +88,26 @@ def vectors_of(table: Any) -> npt.NDArray[np.float32]:  # noqa: ANN401 - a pyarr
 def among(column: str, numbers: Sequence[int]) -> str:
     """The SQL condition that a column holds one of some numbers."""
     return f"{column} IN ({', '.join(str(int(n)) for n in numbers)})" if len(numbers) else "false"
+
+
+def cells_of(table: Any) -> npt.NDArray[np.uint8]:  # noqa: ANN401 - a pyarrow table
+    """The column ``cells`` as ``[n, bytes]``."""
+    import pyarrow as pa
+
+    column = table["cells"].combine_chunks() if hasattr(table["cells"], "combine_chunks") else table["cells"]
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    wide = column.type.byte_width
+    start = column.offset * wide
+    values = np.frombuffer(column.buffers()[1], np.uint8)[start : start + len(column) * wide]
+    return values.reshape(len(column), wide)
+
+
+def fixed_binary(rows: npt.NDArray[np.uint8]) -> Any:  # noqa: ANN401 - a pyarrow array
+    """Rows ``[n, bytes]`` as a column of binary values of one length."""
+    import pyarrow as pa
+
+    wide = rows.shape[1]
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(wide), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows))]
+    )

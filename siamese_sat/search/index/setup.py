@@ -12,10 +12,11 @@ from safetensors.torch import load, save
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
+from siamese_sat.model.backbone import STRIDES
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoder
-from siamese_sat.search.index.features import FeatureEncoder
+from siamese_sat.search.index.features import BITS, FeatureEncoder, Whitenings
 from siamese_sat.search.index.recipe import Recipe, weights_hash
 from siamese_sat.search.index.store import Store
 from siamese_sat.search.method import RadiometryOf
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # What a new index is made with where ``indexing`` leaves it open.
 WINDOWS = (64, 128, 256)
-STAGE, DIMENSIONS, SHRINKAGE = "layer2", 128, 0.3
+STAGE, DIMENSIONS = "layer2", 64
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def draft(
     windows = tuple(sorted({int(w) for w in choice("windows", WINDOWS)}))
     if not windows or windows[0] < 8:
         raise InputError(f"indexing.windows={list(windows)} must list sides in pixels from 8 up.")
-    stage = str(choice("stage", STAGE))
+    stage, stride = str(choice("stage", STAGE)), int(choice("stride", model.chip.size // 2))
+    if vectors == "features" and stage not in STRIDES:
+        raise InputError(f"indexing.stage={stage!r} is none of {', '.join(STRIDES)}.")
     size = int(model.embedder.spec.embedding_dim) if vectors == "embedding" else int(choice("dimensions", DIMENSIONS))
     return Recipe(
         vectors=vectors,
@@ -87,10 +90,11 @@ def draft(
         per_scene=per_scene,
         chip=model.chip.size,
         windows=windows,
-        stride=int(choice("stride", model.chip.size // 2)),
+        stride=stride,
         stage=stage,
         dimensions=size,
         min_valid=min_valid,
+        cells=(stride // STRIDES[stage]) ** 2 * BITS // 8 if vectors == "features" else 0,
     )
 
 
@@ -101,10 +105,14 @@ def new_index(
     tensors = {}
     if recipe.vectors == "features":
         bare = FeatureEncoder(engine, recipe.windows, recipe.chip, recipe.stride, recipe.stage)
-        whitening = bare.fit(scenes, radiometry_of, recipe.dimensions, shrinkage)
-        recipe = replace(recipe, dimensions=whitening.axes.shape[1])  # no more than the stage has channels
-        tensors = {"mean": whitening.mean.cpu().contiguous(), "axes": whitening.axes.cpu().contiguous()}
-    store.create(recipe.to_dict(), save(tensors), recipe.dimensions)
+        found = bare.fit(scenes, radiometry_of, recipe.dimensions, shrinkage)
+        recipe = replace(recipe, dimensions=found.windows.axes.shape[1])  # no more than there are numbers to whiten
+        tensors = {
+            f"{name}_{part}": getattr(getattr(found, name), part).cpu().contiguous()
+            for name in ("cells", "windows")
+            for part in ("mean", "axes")
+        }
+    store.create(recipe.to_dict(), save(tensors), recipe.dimensions, recipe.cells)
     return Setup(recipe, encoder_of(recipe, engine, save(tensors)))
 
 
@@ -113,7 +121,9 @@ def encoder_of(recipe: Recipe, engine: Engine, tensors: bytes) -> Encoder:
     if recipe.vectors == "embedding":
         return EmbeddingEncoder(engine, recipe.windows, recipe.chip, recipe.stride)
     held = {name: value.to(engine.device) for name, value in load(tensors).items()}
-    whitening = Whitening(held["mean"], held["axes"])
+    whitening = Whitenings(
+        Whitening(held["cells_mean"], held["cells_axes"]), Whitening(held["windows_mean"], held["windows_axes"])
+    )
     return FeatureEncoder(engine, recipe.windows, recipe.chip, recipe.stride, recipe.stage, whitening)
 
 

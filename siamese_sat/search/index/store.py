@@ -24,7 +24,10 @@ from siamese_sat.data.source import REMOTE
 from siamese_sat.errors import InputError
 from siamese_sat.search.index.lance import lancedb_module, make_inverted
 from siamese_sat.search.index.lock import only_writer
-from siamese_sat.search.index.schema import BOX, MAP, PLACE, among, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.schema import BOX, MAP, PLACE, among, cells_of, scene_schema, vectors_of, window_schema
+
+FloatArray = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.uint8]
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
 # Where in its own source LanceDB found an error; nobody who reads the sentence can use it.
@@ -83,19 +86,20 @@ class Store:
         with self._telling("read"):
             return ABOUT in self._names()
 
-    def create(self, about: Mapping[str, Any], tensors: bytes, dimensions: int) -> None:
+    def create(self, about: Mapping[str, Any], tensors: bytes, dimensions: int, cells: int = 0) -> None:
         """Makes an empty index.
 
         Args:
             about: what its vectors are made with, plain values.
             tensors: the same that are no plain values.
             dimensions: of a vector.
+            cells: bytes of a window's own cells; 0 where none are kept.
         """
         import pyarrow as pa
 
         with self._telling("made"):
             # The entry that makes it an index comes last; what an earlier attempt left before it is empty.
-            self._base.create_table(WINDOWS, schema=window_schema(dimensions), mode="overwrite")
+            self._base.create_table(WINDOWS, schema=window_schema(dimensions, cells), mode="overwrite")
             self._base.create_table(SCENES, schema=scene_schema(), mode="overwrite")
             self._open.clear()
             self._replace(ABOUT, {"about": [json.dumps(about)], "tensors": pa.array([tensors], pa.large_binary())})
@@ -260,6 +264,25 @@ class Store:
         west, south, east, north = (found[c].to_numpy(float) for c in MAP)
         off = np.hypot((west + east) / 2 - x, (south + north) / 2 - y)
         return found.iloc[np.argsort(off, kind="stable")].reset_index(drop=True)
+
+    def cells(self, scene: int, scale: int, box: tuple[float, float, float, float]) -> tuple[FloatArray, Bytes]:
+        """Where the windows of a size begin that lie in a part of a scene, ``[n, 2]`` pixels, and their cells.
+
+        Args:
+            scene: its number.
+            scale: side of the windows.
+            box: x_min, y_min, x_max, y_max in pixels, which a window's corners must lie in.
+
+        Returns:
+            First pixels, and ``[n, bytes]``.
+        """
+        x0, y0, x1, y1 = box
+        where = f"scene = {int(scene)} AND scale = {int(scale)}"
+        where += f" AND x_min >= {x0!r} AND x_max <= {x1!r} AND y_min >= {y0!r} AND y_max <= {y1!r}"
+        with self._telling("read"):
+            found = self._table(WINDOWS).search().where(where).select(["x_min", "y_min", "cells"]).to_arrow()
+        firsts = np.stack([found[c].to_numpy() for c in ("x_min", "y_min")], axis=1).astype(np.float64)
+        return firsts, cells_of(found)
 
     def ordinary(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Vectors ``[n, D]`` of windows drawn at random, and their sizes ``[n]``; kept apart, cheap to read."""
