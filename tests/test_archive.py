@@ -356,10 +356,52 @@ def test_candidates_are_verified_on_their_pixels(archive: Archive) -> None:
         f"exemplars.boxes=[[{path},{','.join(map(str, boxes[0]))},thing]]", "search.threshold=0.0",
     ]  # fmt: skip
     direct = archive.run("index=null", *settings, ask=False).detections
-    result = archive.run("query.verify=true", "query.candidates=12", "indexing.windows=[64]", *settings, ask=False)
-    for mine in (direct, result.detections):
+    more = ["query.candidates=12", "indexing.windows=[64]", "exemplars.seed=0"]
+    result = archive.run("query.verify=pixels", *more, *settings, ask=False)
+    # Or on the cells that the index keeps, which it is asked for unless pixels are.
+    kept = archive.run("query.verify=auto", *more, *settings, ask=False)
+    for mine in (direct, result.detections, kept.detections):
         best = sorted(mine[["x_min", "y_min", "x_max", "y_max"]].to_numpy()[:2].tolist())
         assert np.abs(np.array(best) - np.array(sorted(boxes))).max() < 8
     # They are the same places with the same scores, but for what was cut off far away.
     assert result.detections.score[:2].to_numpy() == pytest.approx(direct.score[:2].to_numpy(), abs=0.05)
     assert len(result.detections) < len(direct)
+    with pytest.raises(InputError, match="none of auto, cells, pixels and false"):
+        archive.run("query.verify=often", *settings, ask=False)
+    with pytest.raises(InputError, match=r"search/method=template; query\.verify=pixels"):
+        archive.run("query.verify=cells", *settings, "search/method=window", ask=False)
+
+
+def test_cells_go_with_an_export_and_serve_without_the_scenes(archive: Archive) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(60, 90, (3, 512, 640)).astype("uint8")
+    thing = rng.integers(0, 255, (3, 12, 12)).repeat(4, 1).repeat(4, 2).astype("uint8")
+    boxes = [plant(pixels, thing, x, y) for x, y in ((60, 70), (420, 300))]
+    path, shown = (write_scene(archive.folder / name, pixels) for name in ("photo.tif", "shown.tif"))
+    settings = ["ckpt_path=null", "model=resnet18", "model.weights=null", "search/method=template"]
+    asked = [f"exemplars.boxes=[[{shown},{','.join(map(str, boxes[0]))},thing]]", "query.verify=cells"]
+    archive.run(f"scenes={path}", "mode=index", "indexing.windows=[64]", *settings, ask=False)
+    Path(path).unlink()
+    file, other = archive.folder / "export.parquet", f"index={archive.folder / 'other'}"
+    archive.run("mode=export", f"exchange={file}", ask=False)
+    archive.run("mode=import", other, f"exchange={file}", ask=False)
+    first, second = (archive.run(*settings, *asked, *where, ask=False).detections for where in ([], [other]))
+    best = sorted(first[["x_min", "y_min", "x_max", "y_max"]].to_numpy()[:2].tolist())
+    assert np.abs(np.array(best) - np.array(sorted(boxes))).max() < 8
+    pd.testing.assert_frame_equal(first, second)
+
+
+def test_an_index_of_an_earlier_version_is_refused(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_scene(archive.folder / "photo.tif", np.full((3, 200, 200), 7, "uint8"))
+    settings = ["ckpt_path=null", "model=resnet18", "model.weights=null"]
+    archive.run(f"scenes={path}", "mode=index", *settings, ask=False)
+    about = Store.about
+
+    def earlier(store: Store) -> tuple[dict[str, object], bytes]:
+        known, tensors = about(store)
+        return {k: v for k, v in known.items() if k != "cells"}, tensors
+
+    monkeypatch.setattr(Store, "about", earlier)
+    with pytest.raises(InputError, match="an earlier version made this index"):
+        archive.run(*settings, f"exemplars.boxes=[[{path},10,10,60,60,thing]]", ask=False)
+    archive.run("mode=info", ask=False)

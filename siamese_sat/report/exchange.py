@@ -28,7 +28,16 @@ from siamese_sat.errors import InputError
 from siamese_sat.report.files import replacing
 from siamese_sat.search.index.entry import from_json, to_json
 from siamese_sat.search.index.filters import DEGREES
-from siamese_sat.search.index.schema import MAP, PLACE, entries_of, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.schema import (
+    MAP,
+    PLACE,
+    cells_of,
+    entries_of,
+    fixed_binary,
+    scene_schema,
+    vectors_of,
+    window_schema,
+)
 from siamese_sat.search.index.store import Store
 
 SUFFIX = ".json"
@@ -63,11 +72,12 @@ def write_exchange(store: Store, path: Path) -> list[Path]:
     with replacing(path) as temporary:
         writer: pq.ParquetWriter | None = None
         try:
-            first = 0
-            for batch in itertools.chain(store.batches([*PLACE, "vector"]), [None]):
+            first, wide = 0, int(about.get("cells", 0))
+            columns = [*PLACE, "vector", *(["cells"] if wide else [])]
+            for batch in itertools.chain(store.batches(columns), [None]):
                 if batch is None and writer is not None:
                     break
-                table = pa.Table.from_batches([batch]) if batch is not None else window_schema(1).empty_table()
+                table = pa.Table.from_batches([batch]) if batch is not None else window_schema(1, wide).empty_table()
                 part = _outgoing(table, scenes, paths, first)
                 first += len(part)
                 writer = writer or pq.ParquetWriter(temporary, part.schema, compression="zstd")
@@ -79,7 +89,7 @@ def write_exchange(store: Store, path: Path) -> list[Path]:
 
 
 def _outgoing(table: pa.Table, scenes: Mapping[int, Scene], paths: Mapping[int, str], first: int) -> pa.Table:
-    frame = table.drop_columns(["vector"]).to_pandas()
+    frame = table.select(list(PLACE)).to_pandas()
     known = frame.scene.isin(list(scenes)).to_numpy()  # others are of a scene that is being indexed
     frame, vectors = frame[known].reset_index(drop=True), vectors_of(table)[known]
     corners = frame[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float)
@@ -94,6 +104,8 @@ def _outgoing(table: pa.Table, scenes: Mapping[int, Scene], paths: Mapping[int, 
         "encoding": "WKB", "geometry_types": ["Polygon"], "crs": found.crs.to_json_dict()}}}  # fmt: skip
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), pa.float32()), vectors.shape[1])
     arrow = arrow.append_column("embedding", embedding)
+    if "cells" in table.column_names:
+        arrow = arrow.append_column("cells", fixed_binary(cells_of(table)[known]))
     return arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), b"geo": json.dumps(geo).encode()})
 
 
@@ -145,7 +157,10 @@ def _own(store: Store, file: pq.ParquetFile, beside: Path) -> int:
         entries = pd.DataFrame(content["scenes"], columns=scene_schema().names)
     except (KeyError, ValueError) as error:
         raise InputError(f"{beside} is not what an export wrote beside its table; export again.") from error
-    store.create(about, tensors, int(about["dimensions"]))
+    wide = int(about.get("cells", 0))
+    if wide and "cells" not in file.schema_arrow.names:
+        raise InputError(f"{beside} speaks of cells that its table lacks; export again.")
+    store.create(about, tensors, int(about["dimensions"]), wide)
     scenes = {e.scene: from_json(e.about) for e in entries_of(entries)}
     count = 0
     for batch in file.iter_batches(50_000):
@@ -168,14 +183,15 @@ def _incoming(table: pa.Table, scenes: Mapping[int, Scene]) -> pa.Table:
         bounds[rows] = degrees(scenes[int(str(number))], boxes[rows])
     frame[list(MAP)] = bounds
     vectors = np.stack(table["embedding"].to_pylist()).astype(np.float16)
-    return _rows(frame, vectors)
+    return _rows(frame, vectors, cells_of(table) if "cells" in table.column_names else None)
 
 
-def _rows(frame: pd.DataFrame, vectors: npt.NDArray[Any]) -> pa.Table:
-    schema = window_schema(vectors.shape[1])
+def _rows(frame: pd.DataFrame, vectors: npt.NDArray[Any], cells: npt.NDArray[np.uint8] | None = None) -> pa.Table:
+    schema = window_schema(vectors.shape[1], cells.shape[1] if cells is not None else 0)
     columns = [pa.array(frame[n], schema.field(n).type, from_pandas=True) for n in PLACE]
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), vectors.shape[1])
-    return pa.Table.from_arrays([*columns, flat], schema=schema)
+    kept = [fixed_binary(cells)] if cells is not None else []
+    return pa.Table.from_arrays([*columns, flat, *kept], schema=schema)
 
 
 def _foreign(store: Store, path: Path) -> int:

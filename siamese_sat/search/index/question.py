@@ -25,10 +25,10 @@ from siamese_sat.search.score import ScoreCurve, fit_curve
 Vector = npt.NDArray[np.float32]
 # How much the mean negative counts, of the mean positive (Rocchio 1971 took a quarter to a half).
 UNLIKE = 0.5
-# A window's part on each side of the thing, where nothing is known of its size.
+# A window's part on each side of the thing that it is asked for, of the thing's longer side, as in chips.
 PADDING = 0.15
-# Of a window's side, how much the longer side of the things takes that it is asked for.
-FILL = 0.75
+# So much of a window's side does the thing take.
+FILL = 1 / (1 + 2 * PADDING)
 # Of such things, the smallest and largest that a window stands for, where the next is twice as large.
 SPREAD = 2**0.5
 # Things of a class are sought from the smallest exemplar less this factor to the largest times it.
@@ -148,7 +148,7 @@ def place_questions(
     found = []
     for name, points in places.items():
         each = np.stack([_at(store, p, scale, crs) for p in points])
-        side = scale / (1 + 2 * PADDING)
+        side = scale * FILL
         curve = _curve(each, away, ordinary, scale)
         found.append(Question(str(name), scale, _less(each.mean(axis=0), away), (side, side), curve))
     return found
