@@ -1,8 +1,9 @@
 """What an index costs: bytes, time per query, recall, additions; and what it gives against direct search.
 
 Two parts. ``size`` fills an index with synthetic vectors clustered as those of real scenes are (a mixture whose parts
-and spread are set below) and asks it; ``scenes`` indexes labelled scenes, and compares what is found through the index
-with what direct search finds. Each prints a table and writes it as JSON.
+and spread are set below) and asks it; ``scenes`` indexes labelled scenes, and compares what is found through the index,
+by vectors alone, by the cells that it keeps and by pixels, with what direct search finds. Each prints a table and
+writes it as JSON.
 
     python benchmarks/index_speed.py size --windows 1000000 --folder /tmp/index
     python benchmarks/index_speed.py scenes --data <folder> --weights <file> [--crop 1280] [--scenes 6]
@@ -172,6 +173,8 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
     exact, _ = ask(store, questions[:20], Probe(exact=True), part)
     result["filtered_recall"] = float(np.mean([len(a & b) / max(1, len(b)) for a, b in zip(found, exact, strict=True)]))
     result["filtered_ms_median"] = float(np.median(taken))
+    if options.keep:
+        return result
     more = max(1, count // 100)
     with store.writing():
         started = time.perf_counter()

@@ -93,6 +93,8 @@ def answer(
         InputError: a setting, an exemplar or all scenes cannot be used.
     """
     model, recipe, entries = means.model, means.setup.recipe, store.scenes()
+    inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    look = _look(cfg, inner, means.setup)
     chosen = _chosen(cfg, entries, paths)
     liked, disliked = read_shown(cfg, recipe.bands, model.chip, _scene_of(cfg, entries))
     far = check_sizes(liked, recipe.windows)
@@ -101,7 +103,8 @@ def answer(
         log.warning("The index's windows (%s pixels) hardly see things of this size: %s.", windows, ", ".join(far))
     if liked:
         encoder, levels = means.setup.encoder, int(cfg.query.levels) if cfg.query.levels is not None else None
-        asked = questions(liked, disliked, encoder, means.radiometry, store.ordinary(), levels)
+        sizes = _window_sizes(cfg, recipe.windows)
+        asked = questions(liked, disliked, encoder, means.radiometry, store.ordinary(), levels, sizes)
     elif recipe.vectors == "embedding":
         vectors = {n: p.cpu().numpy() for n, p in model.prototypes.items()}
         asked = prototype_questions(vectors, model.extents, recipe.windows, store.ordinary())
@@ -109,19 +112,17 @@ def answer(
         raise InputError("An index of features is asked by exemplars; give some (exemplars, or feedback).")
     hits = _hits(store, asked, chosen, cfg.query)
     entered, scenes, per_scene = _reported(cfg, chosen, hits)
-    inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
-    look = _look(cfg, inner, means.setup) if liked else None
-    if look is None:
+    _warn_of_changed([e for e in entered if e.path in per_scene])
+    if look is None or not liked:
         return _remembered(cfg, folder, asked, entered, scenes, per_scene, failed, model.radiometry.names)
     if look == "cells":
         assert isinstance(inner, TemplateSearch) and isinstance(means.setup.encoder, FeatureEncoder)
-        scales = sorted({q.scale for q in asked})
+        scales = {name: [q.scale for q in asked if q.name == name] for name in dict.fromkeys(q.name for q in asked)}
         own: SearchMethod = CellSearch(inner, store, means.setup.encoder, per_scene, scales)
         own = Unlike(own, disliked) if disliked else own
         own.prepare(model, means.engine, liked, means.radiometry, [])
         cfg = _without_pictures_of_lost(cfg, scenes)
         return conclude(cfg, folder, own, scenes, failed, model.radiometry.names, model.thresholds)
-    _warn_of_changed([e for e in entered if e.path in per_scene])
     failed = {**failed, **_leave_lost(scenes, per_scene)}
     by_path = {scene.path: scene for scene in scenes.values()}
     margin = float(cfg.query.margin)
@@ -139,7 +140,7 @@ def _look(cfg: DictConfig, method: SearchMethod, setup: Setup) -> str | None:
         InputError: ``query.verify`` asks for what is not there.
     """
     wanted = cfg.query.verify
-    if wanted not in ("auto", "cells", "pixels", True, False):
+    if not isinstance(wanted, bool) and wanted not in ("auto", "cells", "pixels"):
         raise InputError(f"query.verify={wanted} is none of auto, cells, pixels and false.")
     kept = setup.recipe.cells > 0 and isinstance(method, TemplateSearch)
     if wanted == "cells" and not kept:
@@ -149,7 +150,23 @@ def _look(cfg: DictConfig, method: SearchMethod, setup: Setup) -> str | None:
         )
     if wanted is False:
         return None
-    return "cells" if wanted == "cells" or (wanted == "auto" and kept) else "pixels"
+    return "cells" if kept and wanted in ("auto", "cells", True) else "pixels"
+
+
+def _window_sizes(cfg: DictConfig, windows: Sequence[int]) -> list[int]:
+    """Sizes of windows that are asked: all, or those of ``query.scales``.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not cfg.query.scales:
+        return list(windows)
+    found = [w for w in windows if w in list(cfg.query.scales)]
+    if not found:
+        raise InputError(
+            f"query.scales={list(cfg.query.scales)}: the index has windows of {', '.join(map(str, windows))} pixels."
+        )
+    return found
 
 
 def answer_places(
@@ -219,7 +236,8 @@ def _reported(
 
 
 def _warn_of_changed(entered: Sequence[Entry]) -> None:
-    changed = [e.path for e in entered if not unchanged(e)]
+    # One that is gone has nothing that could be another.
+    changed = [e.path for e in entered if not unchanged(e) and Path(e.path).exists()]
     if changed:
         log.warning(
             "%d scene(s) have changed since they were indexed (%s): index them again.", len(changed), changed[0]

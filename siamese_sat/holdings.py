@@ -62,6 +62,7 @@ def describe(store: Store) -> dict[str, Any]:
         "windows": windows,
         "in_inverted_index": store.indexed(),
         "vectors": f"{recipe.vectors}, {recipe.dimensions} dimensions, fp16",
+        "cells": f"{recipe.cells} bytes a window" if recipe.cells else None,
         "model": recipe.model,
         "weights": recipe.weights[:16],
         "bands": list(recipe.bands),

@@ -56,7 +56,7 @@ class CellSearch:
         store: the index.
         encoder: as the index was made with.
         hits: by path of the scene, rows with the window's box and ``scale``.
-        scales: window sizes that were asked.
+        scales: window sizes at which each class was asked; others (negatives) are sought at all of them.
         seed: of the places from which the ordinary is learned.
     """
 
@@ -64,12 +64,16 @@ class CellSearch:
     store: Store
     encoder: FeatureEncoder
     hits: Mapping[str, pd.DataFrame]
-    scales: Sequence[int]
+    scales: Mapping[str, Sequence[int]]
     seed: int = 0
     numbers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.method = replace(self.method, stage=self.encoder.stage, deep=None, templates=[])
+        # Levels and sizes are the index's own; in a stage of finer cells a template has more of them.
+        cells = max(self.method.cells, math.ceil(FILL * self.encoder.size / STRIDES[self.encoder.stage]) // 2 * 2 + 1)
+        self.method = replace(
+            self.method, stage=self.encoder.stage, deep=None, sizes_per_level=1, cells=cells, templates=[]
+        )
         check_template_settings(self.method)
 
     @property
@@ -81,6 +85,11 @@ class CellSearch:
     def vote_iou(self) -> float:
         """See `vote_iou_of`."""
         return self.method.vote_iou
+
+    @property
+    def box_scale(self) -> float:
+        """By what factor reported boxes are larger than what they show."""
+        return self.method.box_scale
 
     @property
     def appears(self) -> list[float]:
@@ -110,8 +119,13 @@ class CellSearch:
         method.model, method.engine, method.radiometry_of = model, engine, radiometry_of
         method.whitening = Whitenings(self.encoder.whitening.cells, None, 1)
         groups = by_class(exemplars)
-        rungs = [Rung(self._step(scale), a) for scale in self.scales for a in self.appears]
-        method.make(groups, dict.fromkeys(groups, rungs), list(self._background(entries)), _signs)
+        every = sorted({scale for scales in self.scales.values() for scale in scales})
+        rungs = {
+            name: [Rung(self._step(scale), a) for scale in self.scales.get(name, every) for a in self.appears]
+            for name in groups
+        }
+        background = [one for scale in every for one in self._background(entries, scale)]
+        method.make(groups, rungs, background, _signs)
 
     def windows(self, scene: Scene) -> dict[str, int]:
         """See `SearchMethod`."""
@@ -133,6 +147,8 @@ class CellSearch:
                 # The coarse grid begins at even cells.
                 low = np.maximum(some.min(axis=0), 0) // 2 * 2
                 high = np.minimum(some.max(axis=0) + wide, self._counts(scene, side))
+                if (high <= low).any():
+                    continue
                 valid = np.zeros((high - low)[::-1], bool)
                 for x, y in np.maximum(some - low, 0):
                     valid[y : y + wide, x : x + wide] = True
@@ -195,25 +211,31 @@ class CellSearch:
         inner = np.ascontiguousarray(found[block : height - block, block : width - block])
         return torch.from_numpy(inner).to(self.method.engine.device).permute(2, 0, 1)
 
-    def _background(self, entries: pd.DataFrame) -> Iterator[tuple[Maps, int]]:
-        """Random places of the archive, each with the step of its level."""
-        rng = np.random.default_rng(self.seed)
+    def _background(self, entries: pd.DataFrame, scale: int) -> list[tuple[Maps, int]]:
+        """Random places of the archive as windows of one size show them, each with the step of their level.
+
+        Where scenes are too small for it, places as the next size shows them: a cell is a cell.
+        """
         entries = entries[entries.windows > 0]
+        for size in sorted(self.encoder.windows, key=lambda w: abs(math.log(w / scale))):
+            found = list(itertools.islice(self._places(entries, size), PLACES))
+            if found:
+                return [(maps, self._step(scale)) for maps in found]
+        return []
+
+    def _places(self, entries: pd.DataFrame, scale: int) -> Iterator[Maps]:
+        rng = np.random.default_rng(self.seed)
         share = entries.windows.to_numpy(float)
-        for scale in self.scales:
-            left = PLACES
-            for number in rng.choice(len(entries), PLACES * TRIES, p=share / share.sum()):
-                scene = from_json(str(entries.about.iloc[number]))
-                # At the border no window has its middle.
-                edge = self._middle
-                counts = self._counts(scene, scale) - 2 * edge
-                low = edge + np.array([int(rng.integers(0, max(1, n - SIDE))) for n in counts])
-                cells = self._map(scene, scale, low, np.minimum(low + SIDE, counts + edge))
-                if min(cells.shape[1:]) > 2 * self.method.margin and bool(cells.ne(0).any(0).all()):
-                    yield Maps(cells, None), self._step(scale)
-                    left -= 1
-                if not left:
-                    break
+        for number in rng.choice(len(entries), PLACES * TRIES, p=share / share.sum()) if len(entries) else ():
+            scene = from_json(str(entries.about.iloc[number]))
+            # At the border no window has its middle.
+            counts = self._counts(scene, scale) - 2 * self._middle
+            low = self._middle + np.array([int(rng.integers(0, max(1, n - SIDE))) for n in counts])
+            high = np.minimum(low + SIDE, counts + self._middle)
+            if (high - low).min() > 2 * self.method.margin:
+                cells = self._map(scene, scale, low, high)
+                if bool(cells.ne(0).any(0).all()):
+                    yield Maps(cells, None)
 
 
 def _signs(cells: Tensor) -> Tensor:

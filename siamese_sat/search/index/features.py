@@ -30,7 +30,7 @@ from siamese_sat.search.dense import first_stage, spans
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.index.encoder import Encoded, need_valid
-from siamese_sat.search.level import UNIT, Span, read_level
+from siamese_sat.search.level import UNIT, Span, read_level, valid_share
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part, share
 from siamese_sat.search.whiten import Whitening, fit_whitening
@@ -126,7 +126,7 @@ class FeatureEncoder:
         views = torch.stack([dihedral(level[None], view)[0] for view in range(VIEWS)])
         found = first_stage(self.engine, views, self.stage)
         first, count = around // cell, self.size // cell + 1
-        places = torch.tensor([first, first - off, first + off])
+        places = torch.tensor([first, first - off, first + off], device=found.device)
         vectors = []
         for one in found:
             grid_of = _gridded(self._cells(one), places, places, count)
@@ -157,7 +157,8 @@ class FeatureEncoder:
             InputError: nothing valid was met.
         """
         seen = list(self._samples(scenes, radiometry_of, samples, seed))
-        cells = fit_whitening((one.features.float() for one in seen), BITS, CELL_SHRINKAGE)
+        valid = (one.features[:, one.good][:, :, None].float() for one in seen)
+        cells = fit_whitening(valid, BITS, CELL_SHRINKAGE)
         turn = torch.linalg.qr(torch.randn(BITS, BITS, generator=torch.Generator().manual_seed(seed)))[0]
         axes = torch.zeros(len(cells.axes), BITS, device=cells.axes.device)
         axes[:, : cells.axes.shape[1]] = cells.axes  # no more than the stage has channels
@@ -209,7 +210,15 @@ class FeatureEncoder:
             return None
         found = first_stage(self.engine, pixels, self.stage)[0]
         tops, lefts = ((torch.from_numpy(n) // cell).to(found.device) for n in (y - row.start, x - column.start))
-        return _Seen(found, tops, lefts, torch.from_numpy(keep).to(found.device), valid)
+        # Those in the windows that lie on the scene, and not what was seen round them.
+        good = torch.zeros(found.shape[1:], dtype=torch.bool)
+        inner = np.s_[y[0] // cell - row.start // cell :, x[0] // cell - column.start // cell :]
+        count = self.size // cell + 1
+        height, width = int(y[-1] - y[0]) // cell + count, int(x[-1] - x[0]) // cell + count
+        share_of = valid_share(mask, cell)[: found.shape[1], : found.shape[2]]
+        good[inner][:height, :width] = (share_of[inner] >= self.engine.min_valid - 1e-3)[:height, :width]
+        where = torch.from_numpy(keep).to(found.device)
+        return _Seen(found, tops, lefts, where, valid, good.to(found.device))
 
     def _tile(
         self,
@@ -252,13 +261,17 @@ class FeatureEncoder:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A tile's features ``[C, h, w]``, as the network has them, and its windows' first cells and valid parts."""
+    """A tile's features ``[C, h, w]``, as the network has them, its windows' first cells and valid parts.
+
+    ``good`` says which cells ``[h, w]`` lie in windows and on valid pixels.
+    """
 
     features: Tensor
     tops: Tensor
     lefts: Tensor
     keep: Tensor
     valid: npt.NDArray[np.float64]
+    good: Tensor
 
 
 def middle(size: int, stride: int, cell: int) -> int:

@@ -63,6 +63,7 @@ def questions(
     radiometry_of: RadiometryOf,
     ordinary: tuple[Vector, npt.NDArray[np.int32]],
     levels: int | None = None,
+    windows: Sequence[int] | None = None,
 ) -> list[Question]:
     """Turns exemplars into questions.
 
@@ -77,6 +78,7 @@ def questions(
         radiometry_of: normalises a scene.
         ordinary: see `Store.ordinary`.
         levels: window sizes to ask at, at most, those nearest the exemplars' size first; None: all that they may fill.
+        windows: sizes to ask at; None: all that there are.
 
     Raises:
         InputError: an exemplar cannot be read.
@@ -89,7 +91,7 @@ def questions(
         each = _unit(np.stack([_seen(e, encoder, radiometry_of) for e in group]))
         away = np.mean([_seen(e, encoder, radiometry_of) for e in unlike], axis=0) if unlike else None
         towards, median = _less(each.mean(axis=0), away), np.median(sides, axis=0)
-        for scale in window_sizes(sides.max(axis=1), encoder.windows)[:levels]:
+        for scale in window_sizes(sides.max(axis=1), windows or encoder.windows)[:levels]:
             width, height = (median * FILL * scale / median.max()).tolist()
             curve = _curve(each, away, ordinary, scale)
             found.append(Question(name, int(scale), towards, (width, height), curve))
@@ -180,7 +182,7 @@ def ask(
         probe: see `Store.nearest`.
 
     Returns:
-        Rows as `Store.nearest` gives them, best first, with ``score`` 0..1.
+        Rows as `Store.nearest` gives them, best first, with ``scale``, and ``score`` 0..1.
     """
     where = " AND ".join(filter(None, (f"scale = {question.scale}", chosen.where)))
     known = set(chosen.scenes.scene)
@@ -202,16 +204,17 @@ def ask(
     if least is not None:
         found = found[found.similarity >= least]
     found = found.reset_index(drop=True)
+    found["scale"] = question.scale
     found["score"] = question.curve(found.similarity.to_numpy(float))
     return found
 
 
 def check_sizes(exemplars: Sequence[Exemplar], windows: Sequence[int]) -> list[str]:
-    """Classes whose things are so much smaller or larger than every window that they are hardly seen."""
+    """Classes whose things are smaller or larger than those that the windows are asked for."""
     far = []
     for name, group in by_class(exemplars).items():
         longer = float(np.median([max(sides_of(e)) for e in group]))
-        if not min(windows) / 2 <= longer <= max(windows) * 1.5:
+        if not min(windows) * FILL / SPREAD / WIDER <= longer <= max(windows) * FILL * SPREAD * WIDER:
             far.append(f"{name} ({longer:.0f} pixels)")
     return far
 

@@ -19,7 +19,7 @@ class Recipe:
     """Everything that decides about a window's vector, in plain values.
 
     Attributes:
-        vectors: ``features``, a stage's cells pooled and whitened by the archive's background; ``embedding``, the
+        vectors: ``features``, of a stage's cells whitened by the archive's background; ``embedding``, the
             head's unit vectors; ``foreign``, made elsewhere and imported.
         weights: SHA-256 of the weights that the vectors pass through.
         model: where these came from, for the reader.
@@ -70,7 +70,7 @@ class Recipe:
         if self.vectors == "features" and not self.cells:
             raise InputError(
                 f"{uri}: an earlier version made this index, and its vectors otherwise: index the scenes again, into "
-                f"another place."
+                f"another place. (query.places may still be asked.)"
             )
         advice = {
             "weights": f"give {self.model}, with which it was made",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from siamese_sat.search.index.encoder import EmbeddingEncoder, Encoder
 from siamese_sat.search.index.features import BITS, FeatureEncoder, Whitenings
 from siamese_sat.search.index.recipe import Recipe, weights_hash
 from siamese_sat.search.index.store import Store
+from siamese_sat.search.level import UNIT
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.whiten import Whitening
 
@@ -79,6 +81,12 @@ def draft(
     stage, stride = str(choice("stage", STAGE)), int(choice("stride", model.chip.size // 2))
     if vectors == "features" and stage not in STRIDES:
         raise InputError(f"indexing.stage={stage!r} is none of {', '.join(STRIDES)}.")
+    uneven = [w for w in windows if UNIT * w % model.chip.size]
+    if vectors == "features" and uneven:
+        raise InputError(
+            f"indexing.windows: {uneven[0]} pixels do not become a chip of {model.chip.size} in whole steps of {UNIT}; "
+            f"choose multiples of {model.chip.size // math.gcd(model.chip.size, UNIT)}."
+        )
     size = int(model.embedder.spec.embedding_dim) if vectors == "embedding" else int(choice("dimensions", DIMENSIONS))
     return Recipe(
         vectors=vectors,
@@ -101,7 +109,7 @@ def draft(
 def new_index(
     store: Store, recipe: Recipe, engine: Engine, radiometry_of: RadiometryOf, scenes: Sequence[Scene], shrinkage: float
 ) -> Setup:
-    """Makes an empty index; pooled features learn what is ordinary from these scenes, once and for ever."""
+    """Makes an empty index; features learn what is ordinary from these scenes, once and for ever."""
     tensors = {}
     if recipe.vectors == "features":
         bare = FeatureEncoder(engine, recipe.windows, recipe.chip, recipe.stride, recipe.stage)

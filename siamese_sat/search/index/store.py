@@ -51,18 +51,18 @@ class Probe:
 
     Attributes:
         partitions: that are looked into, of about the square root of the number of windows; None: one for every
-            40,000 windows, from 20 to 400.
+            33,000 windows, from 20 to 400.
         refine: times the wanted number of windows are compared by their whole vectors.
         exact: compare every window, whatever index there is.
     """
 
     partitions: int | None = None
-    refine: int = 4
+    refine: int = 8
     exact: bool = False
 
     def partitions_of(self, windows: int) -> int:
         """How many are looked into where there are so many windows."""
-        return self.partitions or min(max(windows // 40_000, 20), 400)
+        return self.partitions or min(max(windows // 33_000, 20), 400)
 
 
 class Store:
@@ -228,10 +228,11 @@ class Store:
                 a condition.
 
         Returns:
-            Columns `BOX`, `MAP` where they are wanted, and ``similarity``, the cosine, -1..1.
+            Columns `BOX` but for the last, `MAP` where they are wanted, and ``similarity``, the cosine, -1..1.
         """
         probe = probe or Probe()
-        columns = [*BOX, *(MAP if placed else ()), "_distance"]
+        # Not ``scale``: of a column whose values are mostly the same, a few rows take as long as all else.
+        columns = [*BOX[:-1], *(MAP if placed else ()), "_distance"]
 
         def ask() -> Any:  # noqa: ANN401 - a LanceDB query
             query = self._table(WINDOWS).search(np.asarray(vector, np.float16), vector_column_name="vector")

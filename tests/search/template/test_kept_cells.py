@@ -67,7 +67,9 @@ class Indexed:
 
     def search(self, shown: list[Exemplar], hits: Mapping[str, pd.DataFrame] | None = None) -> CellSearch:
         settings = TemplateSearch(box_scale=1.0, least=0.1)
-        method = CellSearch(settings, self.store, self.encoder, hits if hits is not None else self.hits(), WINDOWS)
+        method = CellSearch(
+            settings, self.store, self.encoder, hits if hits is not None else self.hits(), {"boat": WINDOWS}
+        )
         method.prepare(self.model, self.engine, shown, lambda s: RADIOMETRY, [])
         return method
 
@@ -206,6 +208,6 @@ def test_sizes_reach_from_one_window_to_the_next(
     windows: tuple[int, ...], sizes: int, engine: Engine, tmp_path: Path
 ) -> None:
     encoder = FeatureEncoder(engine, windows, 64, 32, "layer2")
-    method = CellSearch(TemplateSearch(), Store(str(tmp_path)), encoder, {}, windows)
+    method = CellSearch(TemplateSearch(), Store(str(tmp_path)), encoder, {}, {})
     assert len(method.appears) == sizes
     assert max(method.appears) <= 72  # a template's cells
