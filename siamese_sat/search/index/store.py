@@ -51,7 +51,7 @@ class Probe:
 
     Attributes:
         partitions: that are looked into, of about the square root of the number of windows; None: one for every
-            33,000 windows, from 20 to 400.
+            36,000 windows, from 20 to 400.
         refine: times the wanted number of windows are compared by their whole vectors.
         exact: compare every window, whatever index there is.
     """
@@ -62,7 +62,7 @@ class Probe:
 
     def partitions_of(self, windows: int) -> int:
         """How many are looked into where there are so many windows."""
-        return self.partitions or min(max(windows // 33_000, 20), 400)
+        return self.partitions or min(max(windows // 36_000, 20), 400)
 
 
 class Store:
