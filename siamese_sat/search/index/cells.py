@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -45,6 +47,29 @@ BEYOND = 1
 PLACES, TRIES = 24, 3
 # Cells along the side of such a place.
 SIDE = 32
+
+
+# Parts of scenes that are read at a time.
+READERS = 8
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Answers of one size that lie near each other.
+
+    Attributes:
+        scene: in which.
+        scale: side of the windows.
+        low: first cell, x and y.
+        high: one past the last.
+        asked: ``[h, w]`` cells where a thing's middle counts.
+    """
+
+    scene: Scene
+    scale: int
+    low: Cells
+    high: Cells
+    asked: npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -135,11 +160,30 @@ class CellSearch:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """See `SearchMethod`."""
+        for part in self._parts(scene):
+            yield from self._matched(part, self._around(part), thresholds)
+
+    def candidates_of(
+        self, scenes: Mapping[str, Scene], thresholds: Mapping[str, float]
+    ) -> Iterator[tuple[str, Candidates]]:
+        """See `ManyScenes`; cells of the next scenes are read meanwhile, for each reading takes its time."""
+        parts = {name: self._parts(scene) for name, scene in scenes.items()}
+        with ThreadPoolExecutor(READERS) as readers:
+            asked = iter([part for some in parts.values() for part in some])
+            waiting = deque(readers.submit(self._around, part) for part in itertools.islice(asked, 2 * READERS))
+            for name, some in parts.items():
+                found: list[Candidates] = []
+                for part in some:
+                    cells = waiting.popleft().result()
+                    waiting.extend(readers.submit(self._around, more) for more in itertools.islice(asked, 1))
+                    found += self._matched(part, cells, thresholds)
+                yield name, Candidates.join(found)
+
+    def _parts(self, scene: Scene) -> list[_Part]:
+        """Where a scene's answers lie, part by part."""
         hits = self.hits.get(scene.path)
-        if hits is None:
-            return
-        margin = self.method.margin
-        for scale, mine in hits.groupby("scale"):
+        found: list[_Part] = []
+        for scale, mine in hits.groupby("scale") if hits is not None else ():
             side = int(str(scale))
             first = self._first_cells(scene, side, mine[["x_min", "y_min"]].to_numpy(float)) + self._middle - BEYOND
             wide = self._block + 2 * BEYOND
@@ -147,16 +191,23 @@ class CellSearch:
                 # The coarse grid begins at even cells.
                 low = np.maximum(some.min(axis=0), 0) // 2 * 2
                 high = np.minimum(some.max(axis=0) + wide, self._counts(scene, side))
-                if (high <= low).any():
-                    continue
-                valid = np.zeros((high - low)[::-1], bool)
-                for x, y in np.maximum(some - low, 0):
-                    valid[y : y + wide, x : x + wide] = True
-                cells = self._map(scene, side, low - margin, high + margin)
-                valid &= cells[:, margin:-margin, margin:-margin].ne(0).any(0).cpu().numpy()
-                if valid.any():
-                    tile = FeatureTile(cells, None, (0.0, 0.0), valid, int(low[0]), int(low[1]))
-                    yield from self.method.match(scene, self._step(side), tile, Maps(cells, None), thresholds)
+                if (high > low).all():
+                    asked = np.zeros((high - low)[::-1], bool)
+                    for x, y in np.maximum(some - low, 0):
+                        asked[y : y + wide, x : x + wide] = True
+                    found.append(_Part(scene, side, low, high, asked))
+        return found
+
+    def _around(self, part: _Part) -> Tensor:
+        """The cells of a part, with a margin on all sides."""
+        return self._map(part.scene, part.scale, part.low - self.method.margin, part.high + self.method.margin)
+
+    def _matched(self, part: _Part, cells: Tensor, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+        margin = self.method.margin
+        valid = part.asked & cells[:, margin:-margin, margin:-margin].ne(0).any(0).cpu().numpy()
+        if valid.any():
+            tile = FeatureTile(cells, None, (0.0, 0.0), valid, int(part.low[0]), int(part.low[1]))
+            yield from self.method.match(part.scene, self._step(part.scale), tile, Maps(cells, None), thresholds)
 
     @property
     def _cell(self) -> int:

@@ -10,6 +10,9 @@ from siamese_sat.data.remote import reach_s3
 from siamese_sat.errors import InputError
 from siamese_sat.search.index.schema import MAP
 
+# Windows of a partition: smaller ones LanceDB joins when rows are added, and finds less in them than before.
+LEAST = 2560
+
 
 def lancedb_module() -> ModuleType:
     """LanceDB itself.
@@ -33,8 +36,8 @@ def lancedb_module() -> ModuleType:
 def make_inverted(table: Any, count: int) -> None:  # noqa: ANN401 - a LanceDB table
     """Indexes a window table for search: IVF_RQ over its vectors, and its columns for filters.
 
-    One bit a dimension (RaBitQ, Gao and Long 2024) takes an eighth of the vectors' room; what it ranks high is compared
-    again by whole vectors.
+    Two bits a dimension (RaBitQ, Gao and Long 2024) take an eighth of the vectors' room; what they rank high is
+    compared again by whole vectors.
 
     Args:
         table: of windows.
@@ -42,8 +45,8 @@ def make_inverted(table: Any, count: int) -> None:  # noqa: ANN401 - a LanceDB t
     """
     from lancedb.index import Bitmap, BTree, IvfRq
 
-    partitions = max(1, round(count**0.5))
-    config = IvfRq(distance_type="cosine", num_bits=1, num_partitions=partitions, max_iterations=20)
+    partitions = max(1, min(round(count**0.5), count // LEAST))
+    config = IvfRq(distance_type="cosine", num_bits=2, num_partitions=partitions, max_iterations=20)
     table.create_index("vector", config=config, replace=True)
     for column in MAP:
         table.create_index(column, config=BTree(), replace=True)

@@ -176,6 +176,12 @@ def test_only_what_was_answered_is_looked_at(
     others = best(method, scene, 100)
     assert all(min(error(b, t)[0] for b, _ in others) > 60 for t in boxes[1:])
     assert method.windows(scene) == {"boat": len(near) * 16 * len(method.appears)}
+    both = {"there": scene, "nowhere": save(tmp_path / "c.tif", texture(4, 80, 80))}
+    several = dict(method.candidates_of(both, {"boat": 0.0}))
+    assert list(several) == ["there", "nowhere"]
+    assert not len(several["nowhere"].scores)
+    alone = Candidates.join(list(method.candidates(scene, {"boat": 0.0})))
+    assert np.array_equal(rows(several["there"]), rows(alone))
     elsewhere = save(tmp_path / "b.tif", texture(3, 100, 100))
     assert best(method, elsewhere, 1) == []
     assert method.windows(elsewhere) == {"boat": 0}
