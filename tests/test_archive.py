@@ -198,6 +198,7 @@ def test_filters_that_leave_nothing_or_make_no_sense(archive: Archive) -> None:
         "query.area=nowhere.gpkg": "no such file",
         "query.area=[1,2,3]": "x_min",
         "aoi=[0,0,10,10]": "query.area",
+        "query.scales=[999]": "the index has windows of 52, 104 pixels",
     }.items():
         with pytest.raises(InputError, match=words):
             archive.run(setting)
