@@ -140,8 +140,6 @@ def _look(cfg: DictConfig, method: SearchMethod, setup: Setup) -> str | None:
         InputError: ``query.verify`` asks for what is not there.
     """
     wanted = cfg.query.verify
-    if not isinstance(wanted, bool) and wanted not in ("auto", "cells", "pixels"):
-        raise InputError(f"query.verify={wanted} is none of auto, cells, pixels and false.")
     kept = setup.recipe.cells > 0 and isinstance(method, TemplateSearch)
     if wanted == "cells" and not kept:
         raise InputError(
@@ -252,7 +250,13 @@ def _scene_of(cfg: DictConfig, entries: pd.DataFrame) -> Callable[[str], Scene]:
     def find(name: str) -> Scene:
         if name not in paths:
             raise InputError(f"{cfg.feedback.detections}: {name} is not in the index {cfg.index}.")
-        return from_json(str(abouts[paths[name]]))
+        scene = from_json(str(abouts[paths[name]]))
+        if "://" not in scene.path and not Path(scene.path).exists():
+            raise InputError(
+                f"{cfg.feedback.detections}: {scene.path} is gone, and an exemplar is seen on its pixels; query.places "
+                f"asks by the vectors that the index has of a place."
+            )
+        return scene
 
     return find
 

@@ -17,7 +17,7 @@ from siamese_sat.answering import Means, answer, answer_places
 from siamese_sat.data.scene import Scene, open_scene
 from siamese_sat.data.source import list_scenes
 from siamese_sat.errors import InputError
-from siamese_sat.holdings import exchange, remove, show
+from siamese_sat.holdings import exchange, needed, remove, show
 from siamese_sat.outcome import SearchResult, nothing_found
 from siamese_sat.search.exemplar import ExemplarSource
 from siamese_sat.search.index.build import Built, build, outdated
@@ -55,7 +55,9 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
     if cfg.aoi is not None:
         raise InputError("aoi is of a search without an index; query.area asks a part of an index.")
     paths = list_scenes(plain(cfg.scenes)) if cfg.scenes is not None else None
-    if paths is None and (cfg.mode == "index" or not store.exists):
+    if paths is None and cfg.mode != "index":
+        needed(store)
+    if paths is None and cfg.mode == "index":
         raise InputError(f"{cfg.index}: there is nothing to index; set scenes to a raster, a folder, a glob or a list.")
     if cfg.query.places is not None and store.exists:
         return answer_places(cfg, folder, store, Recipe.from_dict(store.about()[0]), paths)

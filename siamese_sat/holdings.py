@@ -113,7 +113,8 @@ def remove(store: Store, spec: Any, folder: Path) -> SearchResult:  # noqa: ANN4
         scenes = store.scenes()
         found = scenes[scenes.path.isin(paths)]
         if found.empty:
-            raise InputError(f"{store.uri}: none of these scenes is in the index ({sorted(paths)[0]}); see mode=info.")
+            known = f"; it knows them by their paths then, such as {scenes.path.iloc[0]}" if len(scenes) else ""
+            raise InputError(f"{store.uri}: none of these scenes is in the index ({sorted(paths)[0]}){known}.")
         store.remove(found.scene.tolist())
         store.finish()
     log.info("%d scene(s) with %d windows taken out of %s.", len(found), int(found.windows.sum()), store.uri)

@@ -177,6 +177,9 @@ def check_search(cfg: DictConfig) -> None:
         raise InputError(f"engine.gpus={gpus}: Ray gives a worker whole GPUs, or a part of one.")
     if gpus == 0 and str(OmegaConf.select(cfg, "search.device")).startswith("cuda"):
         raise InputError(f"search.device={cfg.search.device} needs engine.gpus above 0.")
+    verify = OmegaConf.select(cfg, "query.verify")
+    if not isinstance(verify, bool) and verify not in ("auto", "cells", "pixels"):
+        raise InputError(f"query.verify={verify} is none of auto, cells, pixels and false.")
     if cfg.index is not None and OmegaConf.select(cfg, "search.expansion.rounds"):
         raise InputError("search.expansion is for searches without an index; set search.expansion.rounds=0.")
     if cfg.bands is not None:

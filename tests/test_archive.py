@@ -125,6 +125,8 @@ def test_another_model_or_geometry_is_refused(archive: Archive) -> None:
 
 def test_nothing_there_and_nothing_to_do(archive: Archive) -> None:
     with pytest.raises(InputError, match="nothing to index"):
+        archive.run("mode=index")
+    with pytest.raises(InputError, match="there is no index here"):
         archive.run()
     for mode in ("info", "remove", "export"):
         with pytest.raises(InputError, match="there is no index here"):
@@ -158,7 +160,7 @@ def test_removing(archive: Archive) -> None:
     town.unlink()  # it may be gone
     archive.run("mode=remove", f"scenes={town}", ask=False)
     assert found(archive.run(), boats=1, rafts=0) == archive.truth[:1]
-    with pytest.raises(InputError, match="none of these scenes"):
+    with pytest.raises(InputError, match=r"none of these scenes.*such as .*port_20200101.tif"):
         archive.run("mode=remove", f"scenes={town}", ask=False)
 
 
@@ -238,6 +240,9 @@ def test_rows_of_an_earlier_search_as_exemplars(archive: Archive) -> None:
         archive.run("feedback.detections=gone.csv")
     with pytest.raises(InputError, match=r"no detections.csv"):
         archive.run(f"feedback.detections={archive.shown}")
+    (archive.folder / "scenes/town_20240101.tif").unlink()
+    with pytest.raises(InputError, match=r"first.csv: .*town_20240101.tif is gone.*query.places"):
+        archive.run(f"feedback.detections={kept}", f"feedback.positives=[{row}]", ask=False)
 
 
 def test_rows_serve_without_an_index_too(archive: Archive) -> None:
