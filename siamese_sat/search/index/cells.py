@@ -47,8 +47,6 @@ BEYOND = 1
 PLACES, TRIES = 24, 3
 # Cells along the side of such a place.
 SIDE = 32
-
-
 # Parts of scenes that are read at a time.
 READERS = 8
 
