@@ -92,6 +92,7 @@ SEARCH_REAL = {
     "search.method.shrinkage": (0, 1),
     "search.method.box_scale": (0.1, 10),
     "search.method.vote_iou": (0, 1),
+    "search.method.rerank": (0, 100),
     "search.method.tolerance": (0, 1),
     "chip.padding": (0, 5),
     "indexing.shrinkage": (0, 1),

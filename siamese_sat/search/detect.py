@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +27,34 @@ class Candidates:
         regions: ``[n, 4]`` the part of the scene that was compared; places suppress each other by these.
         classes: ``[n]`` number of the class.
         scores: ``[n]`` calibrated, 0..1.
+        looks: ``[n, d]`` what each looks like, see `siamese_sat.search.rerank`; None where the method does not say.
     """
 
     boxes: npt.NDArray[np.float64]
     regions: npt.NDArray[np.float64]
     classes: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
+    looks: npt.NDArray[np.float16] | None = None
+
+    def at(self, some: npt.NDArray[Any]) -> Candidates:
+        """Some of them, by a mask or by their numbers."""
+        looks = self.looks[some] if self.looks is not None else None
+        return Candidates(self.boxes[some], self.regions[some], self.classes[some], self.scores[some], looks)
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
         """All parts as one; none gives an empty one."""
         if not parts:
             return cls(np.empty((0, 4)), np.empty((0, 4)), np.empty(0, np.int64), np.empty(0))
+        looks = [p.looks for p in parts if p.looks is not None]
+        # Parts without a candidate have no looks either.
+        known = bool(looks) and sum(map(len, looks)) == sum(len(p.scores) for p in parts)
         return cls(
             np.concatenate([p.boxes for p in parts]),
             np.concatenate([p.regions for p in parts]),
             np.concatenate([p.classes for p in parts]),
             np.concatenate([p.scores for p in parts]),
+            np.concatenate(looks) if known else None,
         )
 
 
@@ -82,8 +94,8 @@ def suppress(candidates: Candidates, nms_iou: float, vote_iou: float = 0.0) -> C
     x_min, y_min, x_max, y_max = candidates.boxes.T
     order = np.lexsort((candidates.classes, x_max, y_max, x_min, y_min, -candidates.scores))
     chosen = order[kept(candidates.regions[order], candidates.classes[order], nms_iou)]
-    boxes, regions = candidates.boxes[chosen], candidates.regions[chosen]
-    classes, scores = candidates.classes[chosen], candidates.scores[chosen]
+    best = candidates.at(chosen)
+    boxes, classes, scores = best.boxes, best.classes, best.scores
     if vote_iou > 0:
         # What overlaps a box by less than this was not suppressed by it.
         least = max(vote_iou, nms_iou)
@@ -91,7 +103,7 @@ def suppress(candidates: Candidates, nms_iou: float, vote_iou: float = 0.0) -> C
         for number in np.unique(classes):
             mine, others = classes == number, went[candidates.classes[went] == number]
             boxes[mine] = vote(boxes[mine], scores[mine], candidates.boxes[others], candidates.scores[others], least)
-    return Candidates(boxes, regions, classes, scores)
+    return replace(best, boxes=boxes)
 
 
 def to_frame(

@@ -14,7 +14,7 @@ from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.part import Part
 
-__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod", "vote_iou_of"]
+__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod", "rerank_of", "vote_iou_of"]
 
 
 class SearchMethod(Protocol):
@@ -77,3 +77,8 @@ class Divisible(Protocol):
 def vote_iou_of(method: SearchMethod) -> float:
     """Overlap from which a method's boxes put each other right, see `siamese_sat.search.voting`; 0: they do not."""
     return float(getattr(method, "vote_iou", 0.0))
+
+
+def rerank_of(method: SearchMethod) -> float:
+    """Weight of what a method's candidates say of each other, see `siamese_sat.search.rerank`; 0: nothing."""
+    return float(getattr(method, "rerank", 0.0))

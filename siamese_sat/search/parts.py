@@ -73,7 +73,7 @@ class Parts:
         if not self.writing:
             return
         content = io.BytesIO()
-        np.savez(content, **{field.name: getattr(found, field.name) for field in fields(found)})
+        np.savez(content, **{name: value for name, value in vars(found).items() if value is not None})
         try:
             with replacing(self._file(name)) as temporary:
                 temporary.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
@@ -116,7 +116,7 @@ class Parts:
             log.warning("%s is damaged: %s is searched again.", file, name)
             return None
         with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as held:
-            return Candidates(*(held[field.name] for field in fields(Candidates)))
+            return Candidates(**{field.name: held[field.name] for field in fields(Candidates) if field.name in held})
 
     def _others(self) -> list[Path]:
         """Folders of other questions."""

@@ -16,9 +16,10 @@ from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
 from siamese_sat.scaleout.pool import Pool
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
-from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, vote_iou_of
+from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
 from siamese_sat.search.parts import Parts
+from siamese_sat.search.rerank import FLOOR, rerank
 from siamese_sat.search.voting import heard
 
 
@@ -87,15 +88,31 @@ class Search:
     def asked(self) -> dict[str, float]:
         """Least score by class of what the method is to give: what puts boxes right may be below the threshold."""
         if vote_iou_of(self.method) <= 0:
-            return dict(self.thresholds)
-        return {name: heard(least) for name, least in self.thresholds.items()}
+            return self.kept
+        # What is only kept for its say is not worth the places that would put its box right.
+        return {name: min(heard(least), self.kept[name]) for name, least in self.thresholds.items()}
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """Least score by class of what is kept of a scene: what re-ranks the others may be below the threshold."""
+        most = FLOOR if rerank_of(self.method) > 0 else math.inf
+        return {name: min(least, most) for name, least in self.thresholds.items()}
 
     def settle(self, found: Candidates) -> Candidates:
-        """A scene's places, suppressed, put right, and those that reach their class's threshold."""
-        best = suppress(found, self.nms_iou, vote_iou_of(self.method))
-        least = np.array([self.thresholds[name] for name in self.method.classes])
-        keep = best.scores >= (least[best.classes] if len(best.classes) else 0)
-        return Candidates(best.boxes[keep], best.regions[keep], best.classes[keep], best.scores[keep])
+        """A scene's places, suppressed, put right, and those that are kept until all scenes are searched."""
+        return self._reaching(suppress(found, self.nms_iou, vote_iou_of(self.method)), self.kept)
+
+    def conclude(self, found: Mapping[str, Candidates]) -> dict[str, Candidates]:
+        """The places of all scenes, re-ranked together, and those that reach their class's threshold."""
+        every = Candidates.join(list(found.values()))
+        counts = [len(c.scores) for c in found.values()]
+        scenes = np.repeat(np.arange(len(counts)), counts)
+        every = rerank(every, scenes, rerank_of(self.method))
+        return {name: self._reaching(every.at(scenes == i), self.thresholds) for i, name in enumerate(found)}
+
+    def _reaching(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
+        least = np.array([thresholds[name] for name in self.method.classes])
+        return found.at(found.scores >= (least[found.classes] if len(found.classes) else 0))
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ def search_scenes(
     Returns:
         What was found; a scene that cannot be read is reported there and the others are searched.
     """
-    frames: dict[str, pd.DataFrame] = {}
+    held: dict[str, Candidates] = {}
     failed: dict[str, str] = {}
     compared = dict.fromkeys(method.classes, 0)
     started = time.perf_counter()
@@ -153,11 +170,12 @@ def search_scenes(
                 continue
             if parts is not None and name not in taken:
                 parts.keep(name, candidates)
-            frames[name] = to_frame(candidates, method.classes, name, scene.aoi)
+            held[name] = candidates
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
     # In the order of the scenes, whichever was done first.
-    rows = [frames[name] for name in scenes if name in frames]
+    concluded = work.conclude({name: held[name] for name in scenes if name in held})
+    rows = [to_frame(found, method.classes, name, scenes[name].aoi) for name, found in concluded.items()]
     in_order = {s.path: failed[s.path] for s in scenes.values() if s.path in failed}
     return Found(best_first(rows), in_order, compared, time.perf_counter() - started, len(taken))
 

@@ -17,7 +17,7 @@ AT_THRESHOLD = 0.3
 # Of random places, so many score below what counts as ordinary.
 ORDINARY = 0.99
 # Of what an exemplar scores by the others, so much is asked of a place.
-ASKED = 0.75
+ASKED = 0.6
 # A single exemplar cannot be left out: the threshold is then this many times what is ordinary.
 ALONE = 1.3
 # Where even that is unknown, in scenes too small to sample.

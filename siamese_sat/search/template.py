@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -37,6 +37,7 @@ from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
+from siamese_sat.search.rerank import looks
 from siamese_sat.search.template_settings import check_template_settings
 from siamese_sat.search.whiten import Whitening, whiten
 
@@ -74,6 +75,7 @@ class TemplateSearch:
         oblique_trust: weight of views between quarter turns in the vote on the box.
         box_scale: reported boxes are the exemplars' extent times this.
         vote_iou: overlap from which places put each other's boxes right; 0: they do not.
+        rerank: weight of what all that was found says of each, see `siamese_sat.search.rerank`; 0: nothing.
         samples: places, at most, from which the background's statistics are taken.
         least: raw scores below this part of a class's threshold are no candidates, whatever is asked: their probability
             is below 0.0002.
@@ -101,6 +103,7 @@ class TemplateSearch:
     oblique_trust: float = 0.1
     box_scale: float = 1.1
     vote_iou: float = 0.2
+    rerank: float = 2.0
     samples: int = 192
     least: float = 0.25
     most: int = 2000
@@ -290,13 +293,9 @@ class TemplateSearch:
         )
         for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
             places = self._closer(scene, tile, maps, found, step, rendition)
-            keep = places.scores >= least
-            yield Candidates(
-                places.boxes[keep],
-                places.boxes[keep],
-                np.full(int(keep.sum()), number),
-                template.curve(places.scores[keep]),
-            )
+            kept = places.at(places.scores >= least)
+            classes = np.full(len(kept.scores), number)
+            yield replace(kept, classes=classes, scores=template.curve(kept.scores))
 
     def _closer(
         self,
@@ -322,7 +321,8 @@ class TemplateSearch:
         sides = self._matcher.vote(rendition, votes, views) * self.box_scale * step / UNIT
         found = values.mean(axis=1)
         boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
-        return Candidates(boxes, boxes, np.zeros(len(boxes), np.int64), found)
+        seen = looks(patches[0], self.contrast) if self.rerank > 0 else None
+        return Candidates(boxes, boxes, np.zeros(len(boxes), np.int64), found, seen)
 
     @property
     def margin(self) -> int:

@@ -16,7 +16,7 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, vote_iou_of
+from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
 
 # Put before the name of a class for its negatives; no class name begins so.
@@ -51,6 +51,11 @@ class Unlike:
     def box_scale(self) -> float:
         """By what factor reported boxes are larger than what they show."""
         return float(getattr(self.method, "box_scale", 1.0))
+
+    @property
+    def rerank(self) -> float:
+        """See `rerank_of`."""
+        return rerank_of(self.method)
 
     @property
     def vote_iou(self) -> float:
@@ -109,7 +114,7 @@ class Unlike:
             scores = _lowered(found, mine, np.isin(found.classes, self.against.get(number, [])))
             keep = scores >= thresholds[self.method.classes[number]]
             where = np.flatnonzero(mine)[keep]
-            parts.append(Candidates(found.boxes[where], found.regions[where], np.full(len(where), own), scores[keep]))
+            parts.append(replace(found.at(where), classes=np.full(len(where), own), scores=scores[keep]))
         return Candidates.join(parts)
 
 

@@ -14,7 +14,7 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.method import RadiometryOf, SearchMethod, vote_iou_of
+from siamese_sat.search.method import RadiometryOf, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part, share
 
 Boxes = npt.NDArray[np.float64]
@@ -102,6 +102,11 @@ class Verified:
         return self.method.classes
 
     @property
+    def rerank(self) -> float:
+        """See `rerank_of`."""
+        return rerank_of(self.method)
+
+    @property
     def vote_iou(self) -> float:
         """See `vote_iou_of`."""
         return vote_iou_of(self.method)
@@ -144,8 +149,8 @@ class Verified:
             high = np.where(answer[2:] >= [x1, y1], np.inf, answer[2:])
             for found in self.method.candidates(scene.within(read.tolist()), thresholds):
                 centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
-                keep = ((centre >= low) & (centre <= high)).all(axis=1)
-                yield Candidates(found.boxes[keep], found.regions[keep], found.classes[keep], found.scores[keep])
+                inside = (centre >= low) & (centre <= high)
+                yield found.at(np.asarray(inside.all(axis=1)))
 
     def _read(self, scene: Scene) -> Boxes:
         places = self.places.get(scene.path)

@@ -105,6 +105,11 @@ class CellSearch:
         return self.method.classes
 
     @property
+    def rerank(self) -> float:
+        """See `rerank_of`."""
+        return self.method.rerank
+
+    @property
     def vote_iou(self) -> float:
         """See `vote_iou_of`."""
         return self.method.vote_iou
