@@ -97,6 +97,9 @@ def draw(labels: pd.DataFrame, scenes: Sequence[Scene], count: int, seed: int, n
 def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[str, object]) -> list[dict[str, object]]:
     """All draws of one class by one method: a row for each."""
     train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
+    if args.scenes is not None and args.scenes < len(test):
+        test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
+        truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
     device = pick_device(args.device)
     if args.ckpt is not None:
         model = load_model(args.ckpt)
@@ -234,6 +237,7 @@ def main() -> None:
     parser.add_argument("--exemplars", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="crops of some test scenes: for comparing settings")
+    parser.add_argument("--scenes", type=int, help="so many of the test scenes only, evenly from all")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
     parser.add_argument("--nms-iou", type=float, default=0.1)
     parser.add_argument("--threshold", type=float, default=0.3)
@@ -266,7 +270,7 @@ def main() -> None:
     frame.to_csv(args.out / "accuracy.csv", index=False)
     text = markdown(summary(frame))
     head = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-    head += f"{'crops' if args.quick else 'whole test sets'}; {json.dumps(args.set)}"
+    head += f"{'crops' if args.quick else 'whole test sets' if args.scenes is None else f'{args.scenes} test scenes'}; {json.dumps(args.set)}"
     (args.out / "accuracy.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     picture(frame, args.out / "accuracy.png")
     print(text)
