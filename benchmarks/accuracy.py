@@ -270,7 +270,8 @@ def main() -> None:
     frame.to_csv(args.out / "accuracy.csv", index=False)
     text = markdown(summary(frame))
     head = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-    head += f"{'crops' if args.quick else 'whole test sets' if args.scenes is None else f'{args.scenes} test scenes'}; {json.dumps(args.set)}"
+    searched = "whole test sets" if args.scenes is None else f"{args.scenes} test scenes"
+    head += f"{'crops' if args.quick else searched}; {json.dumps(args.set)}"
     (args.out / "accuracy.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     picture(frame, args.out / "accuracy.png")
     print(text)

@@ -14,6 +14,7 @@ is right are divided by their number.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,6 +51,9 @@ BESIDE = 8.0
 # Of cells, that looks are taken from: the first whitened dimensions, in so many parts of the template along a side.
 DIMENSIONS = 64
 GRID = 4
+# Candidates of a class whose looks are kept, the best, until the last scene is searched: 40 MB. Of an archive with more
+# of them so much is asked that the others have no prospect.
+KEPT = 20_000
 # Scores that are certain have finite odds.
 SURE = 1e-9
 
@@ -67,28 +71,116 @@ def looks(cells: Tensor, contrast: float) -> npt.NDArray[np.float16]:
     return np.asarray(found.half().cpu().numpy(), dtype=np.float16)
 
 
-def rerank(found: Candidates, scenes: npt.NDArray[np.int64], weight: float) -> Candidates:
+class Gathered:
+    """The candidates of all scenes, until the last is searched.
+
+    Args:
+        weight: of the regression's prediction, the score's own logit being 1; 0 changes no score.
+        most: candidates of a class whose looks are kept.
+    """
+
+    def __init__(self, weight: float, most: int = KEPT) -> None:
+        self.weight, self.most = weight, most
+        self._found: dict[str, Candidates] = {}
+        self._unseen: dict[str, list[Candidates]] = {}
+        self._held: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def add(self, name: str, found: Candidates) -> None:
+        """Takes a scene's candidates, suppressed."""
+        self._found[name], self._unseen[name] = found, []
+        counts = np.bincount(found.classes, minlength=len(self._held))
+        counts[: len(self._held)] += self._held
+        self._held = counts
+        if found.looks is not None and (self._held > 2 * self.most).any():
+            self._forget()
+
+    def conclude(self, names: Sequence[str]) -> dict[str, Candidates]:
+        """Each scene's candidates by their new scores; those of ``names`` that were added, in that order."""
+        self._forget()
+        names = [name for name in names if name in self._found]
+        every = Candidates.join([self._found[name] for name in names])
+        scenes = np.repeat(np.arange(len(names)), [len(self._found[name].scores) for name in names])
+        unseen = {name: Candidates.join(self._unseen[name]) for name in names}
+        every = rerank(every, scenes, self.weight, Candidates.join(list(unseen.values())))
+        counts = _counts(every, *unseen.values())
+        return {
+            name: Candidates.join([every.at(scenes == i), _by_number(unseen[name], counts)])
+            for i, name in enumerate(names)
+        }
+
+    def _forget(self) -> None:
+        """Drops the looks of all but the best of each class, whichever scene came first."""
+        if self.weight == 0 or not (self._held > self.most).any():
+            return
+        classes = np.concatenate([found.classes for found in self._found.values()])
+        scores = np.concatenate([found.scores for found in self._found.values()])
+        cut = np.zeros(len(self._held))
+        for number in np.flatnonzero(self._held > self.most):
+            mine = scores[classes == number]
+            if len(mine) > self.most:
+                cut[number] = np.partition(mine, -self.most)[-self.most]
+        for name, found in self._found.items():
+            keep = found.scores >= cut[found.classes]
+            if found.looks is not None and not keep.all():
+                self._unseen[name].append(replace(found.at(~keep), looks=None))
+                self._found[name] = found.at(keep)
+        kept = [found.classes for found in self._found.values()]
+        self._held = np.bincount(np.concatenate(kept), minlength=len(self._held))
+
+
+def rerank(
+    found: Candidates, scenes: npt.NDArray[np.int64], weight: float, unseen: Candidates | None = None
+) -> Candidates:
     """The same candidates with new scores, class by class.
 
     Args:
         found: suppressed, of all scenes; those without ``looks``, or too few of a class, stay as they are.
         scenes: ``[n]`` number of each one's scene.
         weight: of the regression's prediction, the score's own logit being 1; 0 changes nothing.
+        unseen: more candidates, which count.
     """
     if found.looks is None or weight == 0:
         return found
     scores = found.scores.copy()
+    counts = _counts(found, *([unseen] if unseen is not None else []))
     for number in np.unique(found.classes):
         mine = np.flatnonzero(found.classes == number)
         own = found.scores[mine]
-        count = int((own >= FLOOR).sum())
-        if count >= FEWEST:
+        if counts[number] >= FEWEST:
             moved = _moved(own, found.looks[mine], found.boxes[mine], scenes[mine], weight)
-            asked = max(math.log(count / TYPICAL), LEAST_ASKED)
-            odds = np.exp(STEEPNESS * (moved - asked)) * AT_THRESHOLD / (1 - AT_THRESHOLD)
-            new = np.where(np.isinf(odds), 1.0, odds / (1 + odds))
+            new = _probability(moved, int(counts[number]))
             scores[mine] = np.where(own >= FLOOR, new, np.minimum(new, own))
     return replace(found, scores=scores)
+
+
+def _counts(*parts: Candidates) -> npt.NDArray[np.int64]:
+    """How many candidates of each class, by its number, reach `FLOOR`."""
+    likely = [part.classes[part.scores >= FLOOR] for part in parts]
+    classes = max((int(part.classes.max()) + 1 for part in parts if len(part.classes)), default=0)
+    return np.bincount(np.concatenate(likely), minlength=classes) if likely else np.zeros(0, np.int64)
+
+
+def _by_number(unseen: Candidates, counts: npt.NDArray[np.int64]) -> Candidates:
+    """Candidates whose looks are forgotten: nothing is said of them but how many there are."""
+    scores = unseen.scores.copy()
+    for number in np.unique(unseen.classes):
+        mine = unseen.classes == number
+        scores[mine] = np.minimum(_probability(_logit(scores[mine]), int(counts[number])), scores[mine])
+    return replace(unseen, scores=scores)
+
+
+def _probability(moved: FloatArray, count: int) -> FloatArray:
+    """Of moved logits, of one of so many candidates."""
+    asked = max(math.log(count / TYPICAL), LEAST_ASKED)
+    odds = np.exp(np.minimum(STEEPNESS * (moved - asked), 700.0)) * AT_THRESHOLD / (1 - AT_THRESHOLD)
+    found: FloatArray = odds / (1 + odds)
+    return found
+
+
+def _logit(scores: FloatArray) -> FloatArray:
+    sure = scores.clip(SURE, 1 - SURE)
+    found: FloatArray = np.log(sure / (1 - sure))
+    return found
 
 
 def _moved(
@@ -98,8 +190,7 @@ def _moved(
 
     The others are those of at least `FLOOR`.
     """
-    sure = scores.clip(SURE, 1 - SURE)
-    logit = np.log(sure / (1 - sure))
+    logit = _logit(scores)
     standing = _standing(scores, boxes, scenes)
     features = np.concatenate([looks.astype(np.float64), np.sqrt(STANDING) * standing], axis=1)
     order = np.argsort(-logit, kind="stable")[: int((scores >= FLOOR).sum())]

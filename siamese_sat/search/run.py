@@ -19,7 +19,7 @@ from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
 from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
 from siamese_sat.search.parts import Parts
-from siamese_sat.search.rerank import FLOOR, rerank
+from siamese_sat.search.rerank import FLOOR, Gathered
 from siamese_sat.search.voting import heard
 
 
@@ -102,13 +102,9 @@ class Search:
         """A scene's places, suppressed, put right, and those that are kept until all scenes are searched."""
         return self._reaching(suppress(found, self.nms_iou, vote_iou_of(self.method)), self.kept)
 
-    def conclude(self, found: Mapping[str, Candidates]) -> dict[str, Candidates]:
-        """The places of all scenes, re-ranked together, and those that reach their class's threshold."""
-        every = Candidates.join(list(found.values()))
-        counts = [len(c.scores) for c in found.values()]
-        scenes = np.repeat(np.arange(len(counts)), counts)
-        every = rerank(every, scenes, rerank_of(self.method))
-        return {name: self._reaching(every.at(scenes == i), self.thresholds) for i, name in enumerate(found)}
+    def reported(self, found: Candidates) -> Candidates:
+        """Of a scene's places those that reach their class's threshold, by the scores that they have in the end."""
+        return self._reaching(found, self.thresholds)
 
     def _reaching(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
         least = np.array([thresholds[name] for name in self.method.classes])
@@ -149,7 +145,7 @@ def search_scenes(
     Returns:
         What was found; a scene that cannot be read is reported there and the others are searched.
     """
-    held: dict[str, Candidates] = {}
+    gathered = Gathered(rerank_of(method))
     failed: dict[str, str] = {}
     compared = dict.fromkeys(method.classes, 0)
     started = time.perf_counter()
@@ -170,12 +166,12 @@ def search_scenes(
                 continue
             if parts is not None and name not in taken:
                 parts.keep(name, candidates)
-            held[name] = candidates
+            gathered.add(name, candidates)
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
     # In the order of the scenes, whichever was done first.
-    concluded = work.conclude({name: held[name] for name in scenes if name in held})
-    rows = [to_frame(found, method.classes, name, scenes[name].aoi) for name, found in concluded.items()]
+    concluded = {name: work.reported(places) for name, places in gathered.conclude(list(scenes)).items()}
+    rows = [to_frame(places, method.classes, name, scenes[name].aoi) for name, places in concluded.items()]
     in_order = {s.path: failed[s.path] for s in scenes.values() if s.path in failed}
     return Found(best_first(rows), in_order, compared, time.perf_counter() - started, len(taken))
 

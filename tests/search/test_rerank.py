@@ -14,7 +14,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.search import rerank as module
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.parts import Parts
-from siamese_sat.search.rerank import FEWEST, FLOOR, RIDGE, STANDING, STEEPNESS, looks, rerank
+from siamese_sat.search.rerank import FEWEST, FLOOR, RIDGE, STANDING, STEEPNESS, Gathered, looks, rerank
 from siamese_sat.search.run import search_scenes
 from tests.conftest import make_scene
 
@@ -151,6 +151,46 @@ def test_looks_are_of_unit_length_and_blind_to_what_lies_evenly() -> None:
     np.testing.assert_allclose(looks(cells + torch.randn(3, 80, 1, 1), 1.0).astype(float), seen, atol=2e-3)
     assert not np.allclose(looks(cells + 3, 0.0), looks(cells, 0.0), atol=0.01)
     assert looks(cells[:0], 0.2).shape == (0, module.GRID**2 * module.DIMENSIONS)
+
+
+def test_looks_of_the_best_are_kept_whichever_scene_comes_first() -> None:
+    found, _, which = things(10, 400, classes=2)
+    places = {str(i): found.at(which == i) for i in range(3)}
+    results = []
+    for order in (("0", "1", "2"), ("2", "0", "1")):
+        gathered = Gathered(2.0, most=30)
+        for name in order:
+            gathered.add(name, places[name])
+        results.append(gathered.conclude(["0", "1", "2", "3"]))
+    assert list(results[0]) == ["0", "1", "2"]
+    for name, mine in results[0].items():
+        other = results[1][name]
+        for one in (mine, other):
+            order = np.lexsort(one.boxes.T)
+            one.scores[:], one.boxes[:], one.classes[:] = one.scores[order], one.boxes[order], one.classes[order]
+        np.testing.assert_array_equal(mine.boxes, other.boxes)
+        np.testing.assert_array_equal(mine.scores, other.scores)
+        assert len(mine.scores) == len(places[name].scores)
+        before = {
+            tuple(b): (c, s)
+            for b, c, s in zip(places[name].boxes, places[name].classes, places[name].scores, strict=True)
+        }
+        for box, number, score in zip(mine.boxes, mine.classes, mine.scores, strict=True):
+            number_before, score_before = before[tuple(box)]
+            assert number == number_before
+            best = np.sort(found.scores[found.classes == number])[-30]
+            assert score_before >= best or score <= score_before, "of those without looks none rises"
+
+
+def test_enough_room_and_the_pool_is_the_whole() -> None:
+    found, _, which = things(11, 200)
+    gathered = Gathered(2.0)
+    for i in range(3):
+        gathered.add(str(i), found.at(which == i))
+    order = np.argsort(which, kind="stable")
+    expected = rerank(found.at(order), which[order], 2.0)
+    concluded = Candidates.join(list(gathered.conclude(["0", "1", "2"]).values()))
+    np.testing.assert_array_equal(concluded.scores, expected.scores)
 
 
 class Planted:
