@@ -20,7 +20,7 @@ Threshold = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Scored places of one scene, before suppression.
+    """Scored places, of one scene where nothing else is said.
 
     Attributes:
         boxes: ``[n, 4]`` extent of the thing, scene pixels.
@@ -34,7 +34,7 @@ class Candidates:
     regions: npt.NDArray[np.float64]
     classes: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
-    looks: npt.NDArray[np.float16] | None = None
+    looks: npt.NDArray[np.int8] | None = None
 
     def at(self, some: npt.NDArray[Any]) -> Candidates:
         """Some of them, by a mask or by their numbers."""

@@ -292,10 +292,9 @@ class TemplateSearch:
             self.engine.dtype,
         )
         for (number, template, rendition), found, least in zip(wanted, peaks, raw, strict=True):
-            places = self._closer(scene, tile, maps, found, step, rendition)
-            kept = places.at(places.scores >= least)
-            classes = np.full(len(kept.scores), number)
-            yield replace(kept, classes=classes, scores=template.curve(kept.scores))
+            places = self._closer(scene, tile, maps, found, step, rendition, least)
+            classes = np.full(len(places.scores), number)
+            yield replace(places, classes=classes, scores=template.curve(places.scores))
 
     def _closer(
         self,
@@ -305,8 +304,9 @@ class TemplateSearch:
         peaks: Peaks,
         step: int,
         rendition: Rendition,
+        least: float,
     ) -> Candidates:
-        """The peaks of one class in one tile, compared closely; their scores are raw."""
+        """The peaks of one class in one tile, compared closely, that reach ``least``; their scores are raw."""
         if not len(peaks):
             return Candidates.join([])
         patches = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
@@ -321,8 +321,11 @@ class TemplateSearch:
         sides = self._matcher.vote(rendition, votes, views) * self.box_scale * step / UNIT
         found = values.mean(axis=1)
         boxes = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
-        seen = looks(patches[0], self.contrast) if self.rerank > 0 else None
-        return Candidates(boxes, boxes, np.zeros(len(boxes), np.int64), found, seen)
+        kept = found >= least
+        seen = (
+            looks(patches[0][torch.from_numpy(kept).to(patches[0].device)], self.contrast) if self.rerank > 0 else None
+        )
+        return Candidates(boxes[kept], boxes[kept], np.zeros(int(kept.sum()), np.int64), found[kept], seen)
 
     @property
     def margin(self) -> int:
