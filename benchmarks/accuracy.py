@@ -237,7 +237,13 @@ def main() -> None:
     parser.add_argument("--exemplars", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="crops of some test scenes: for comparing settings")
-    parser.add_argument("--scenes", type=int, help="so many of the test scenes only, evenly from all")
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        choices=range(1, 1000),
+        metavar="N",
+        help="so many of the test scenes only, evenly from all",
+    )
     parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
     parser.add_argument("--nms-iou", type=float, default=0.1)
     parser.add_argument("--threshold", type=float, default=0.3)

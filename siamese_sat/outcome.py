@@ -86,7 +86,7 @@ def conclude(
     best = output.pop("ranking", None)
     # Average precision is of the whole ranking, so with truth everything is scored; a lower score never
     # suppresses a higher one. What is reported is then the same but for places that are compared closely only where
-    # much is asked for: template search finds a few more so, and hears them on boxes.
+    # much is asked for: template search finds a few more so, and hears them on boxes and on the others' scores.
     everything = cfg.truth is not None or best is not None
     least = dict.fromkeys(thresholds, 0.0) if everything else thresholds
     labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable

@@ -35,13 +35,13 @@ FADE = 20
 # Where so many candidates are more likely wrong than right, one whose moved logit is 0 gets 0.3. Chosen, with what
 # follows, so that 0.3 balances precision and recall on six classes with 40 to 20,000 candidates in 1 to 130 megapixels
 # (benchmarks/accuracy.py).
-TYPICAL = 400
+TYPICAL = 500
 # No less is asked than this, of however few: they may all be wrong.
 LEAST_ASKED = -1.0
 # A moved logit tells right from wrong better than by its own odds.
 STEEPNESS = 1.5
 # Candidates that the regression is made from: half of them the best, the others evenly from the rest of the ranking.
-MOST = 1000
+MOST = 400
 # Of the regression, the resemblance of two that look the same being 1.
 RIDGE = 10.0
 # What size and surroundings count beside looks.

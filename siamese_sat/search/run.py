@@ -86,7 +86,10 @@ class Search:
 
     @property
     def asked(self) -> dict[str, float]:
-        """Least score by class of what the method is to give: what puts boxes right may be below the threshold."""
+        """Least score by class of what the method is to give: what puts boxes right may be below the threshold.
+
+        Where candidates are re-ranked, a higher threshold is no cheaper: those below it speak too.
+        """
         if vote_iou_of(self.method) <= 0:
             return self.kept
         # What is only kept for its say is not worth the places that would put its box right.
@@ -132,7 +135,9 @@ def search_scenes(
     workers: Workers | None = None,
     parts: Parts | None = None,
 ) -> Found:
-    """Searches scene by scene, so that nothing of one suppresses anything of another.
+    """Searches scene by scene, so that nothing of one suppresses anything of another; scores are settled by all.
+
+    Where the method's candidates are re-ranked, a score depends on what all scenes that could be searched gave.
 
     Args:
         scenes: by the name that their detections carry.

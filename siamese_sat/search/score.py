@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# The probability that stands at the threshold, where precision and recall balance best.
+# The probability that stands at the threshold.
 AT_THRESHOLD = 0.3
 # Of random places, so many score below what counts as ordinary.
 ORDINARY = 0.99
