@@ -240,7 +240,7 @@ def test_enough_room_and_the_pool_is_the_whole() -> None:
 
 
 def test_of_too_many_the_forgotten_are_asked_for_as_much_as_the_others() -> None:
-    """Two of one score, of which one kept its looks: it knows no more than that it looks like all others."""
+    """Of things of one look those that scored less, and so lost their looks, stay below the others and never rise."""
     few = replace(alike(40, 0.1), scores=np.linspace(0.1, 0.2, 40))
     gathered = Gathered(2.0, most=20)
     gathered.add("a", few)
@@ -265,10 +265,8 @@ def test_more_than_can_be_kept_of_any_score(score: float) -> None:
 class Planted:
     """A method that knows what is where, and says so as far as it is asked."""
 
-    classes = ["boat"]  # noqa: RUF012
-
     def __init__(self, weight: float, places: Mapping[str, Candidates]) -> None:
-        self.rerank, self.places = weight, places
+        self.classes, self.rerank, self.places = ["boat"], weight, places
 
     def windows(self, scene: Scene) -> dict[str, int]:
         return {"boat": 1}
