@@ -13,7 +13,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from siamese_sat.model.embedder import build_embedder
 from siamese_sat.model.runtime import RUNTIMES
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar, draw_exemplars
+from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.run import search_scenes
 
 CONF = Path(__file__).resolve().parent.parent / "conf" / "search" / "method"
@@ -94,12 +95,20 @@ def draw(labels: pd.DataFrame, scenes: Sequence[Scene], count: int, seed: int, n
     return draw_exemplars(every, count, np.random.default_rng(seed))
 
 
-def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[str, object]) -> list[dict[str, object]]:
-    """All draws of one class by one method: a row for each."""
-    train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
-    if args.scenes is not None and args.scenes < len(test):
-        test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
-        truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
+def draws(args: argparse.Namespace, labels: pd.DataFrame, scenes: Sequence[Scene]) -> list[Exemplar]:
+    """All draws that are asked for, each as a class of its own."""
+    return [
+        e
+        for count in args.exemplars
+        for number in range(args.draws)
+        for e in draw(labels, scenes, count, number, f"{count} exemplars, draw {number}")
+    ]
+
+
+def prepared(
+    args: argparse.Namespace, settings: Mapping[str, object], test: Sequence[Scene], exemplars: Sequence[Exemplar]
+) -> SearchMethod:
+    """A method by these settings, ready to search the scenes for the exemplars."""
     device = pick_device(args.device)
     if args.ckpt is not None:
         model = load_model(args.ckpt)
@@ -112,15 +121,24 @@ def run(args: argparse.Namespace, name: str, method_name: str, settings: dict[st
     dtype = pick_precision(args.precision, device)
     deployed = DeployedEmbedder(model.embedder, device, dtype, args.runtime)
     engine = Engine(deployed, device, dtype)
-    exemplars = [
-        e
-        for count in args.exemplars
-        for number in range(args.draws)
-        for e in draw(train_labels, train, count, number, f"{count} exemplars, draw {number}")
-    ]
-    method = get_class(str(settings["_target_"]))(**{k: v for k, v in settings.items() if k != "_target_"})
-    started = time.perf_counter()
+    method: SearchMethod = get_class(str(settings["_target_"]))(
+        **{k: v for k, v in settings.items() if k != "_target_"}
+    )
     method.prepare(model, engine, exemplars, lambda scene: model.radiometry, test)
+    return method
+
+
+def run(
+    args: argparse.Namespace, name: str, method_name: str, settings: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """All draws of one class by one method: a row for each."""
+    train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
+    if args.scenes is not None and args.scenes < len(test):
+        test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
+        truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
+    exemplars = draws(args, train_labels, train)
+    started = time.perf_counter()
+    method = prepared(args, settings, test, exemplars)
     scenes = {s.path: s for s in test}
     found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
     seconds = time.perf_counter() - started
@@ -225,17 +243,38 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
-    """Runs the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str, out: str) -> argparse.ArgumentParser:
+    """What says how to search, and whose results go where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="ResNet50 v1 weights; layer1 and layer2 are enough for templates")
     parser.add_argument("--ckpt", type=Path, help="search with this training's backbone instead")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/accuracy"))
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
+    parser.add_argument("--nms-iou", type=float, default=0.1)
+    parser.add_argument("--threshold", type=float, default=0.3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
+    return parser
+
+
+def settings_of(method: str, chosen: Sequence[str]) -> dict[str, object]:
+    """The method's settings by default, but for those chosen, name=value."""
+    merged = OmegaConf.create({"search": OmegaConf.load(CONF.parent / "default.yaml")})
+    merged["m"] = OmegaConf.merge(OmegaConf.load(CONF / f"{method}.yaml"), OmegaConf.from_dotlist(list(chosen)))
+    settings = OmegaConf.to_container(merged["m"], resolve=True)
+    assert isinstance(settings, dict)
+    return {str(k): v for k, v in settings.items()}
+
+
+def main() -> None:
+    """Runs the table."""
+    parser = arguments(str(__doc__), "outputs/benchmarks/accuracy")
     parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES)
     parser.add_argument("--methods", nargs="+", default=["template"])
     parser.add_argument("--exemplars", nargs="+", type=int, default=[1, 3, 5])
-    parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="crops of some test scenes: for comparing settings")
     parser.add_argument(
         "--scenes",
@@ -244,9 +283,6 @@ def main() -> None:
         metavar="N",
         help="so many of the test scenes only, evenly from all",
     )
-    parser.add_argument("--set", nargs="*", default=[], help="settings of the method, name=value")
-    parser.add_argument("--nms-iou", type=float, default=0.1)
-    parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument(
         "--boat-bands",
         nargs="+",
@@ -254,22 +290,15 @@ def main() -> None:
         default=[1, 2, 3, 4],
         help="in B, G, R, NIR order; 1 2 3: without near infrared",
     )
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-    parser.add_argument("--runtime", default="auto", choices=RUNTIMES)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
-    root = OmegaConf.load(CONF.parent / "default.yaml")
     rows: list[dict[str, object]] = []
     for method in args.methods:
-        merged = OmegaConf.create({"search": root})
-        merged["m"] = OmegaConf.merge(OmegaConf.load(CONF / f"{method}.yaml"), OmegaConf.from_dotlist(args.set))
-        settings = OmegaConf.to_container(merged["m"], resolve=True)
-        assert isinstance(settings, dict)
+        settings = settings_of(method, args.set)
         for name in args.classes:
-            rows += run(args, name, method, {str(k): v for k, v in settings.items()})
+            rows += run(args, name, method, settings)
             shown = summary(pd.DataFrame([r for r in rows if r["class"] == name and r["method"] == method]))
             print(shown[shown["class"] == name].to_string(index=False, header=name == args.classes[0]), flush=True)
     frame = pd.DataFrame(rows)

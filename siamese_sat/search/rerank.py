@@ -6,8 +6,9 @@ found round it, and each candidate's score is moved towards what the regression 
 kernel ridge regression (Saunders et al. 1998, "Ridge Regression Learning Algorithm in Dual Variables") by its own
 predictions, as in self-training, with the leave-one-out residuals in closed form (Allen 1974, PRESS).
 
-How many of them are right depends on how much was searched: the things are few, and what is mistaken for them grows
-with the archive. So the more candidates there are for one that is surely right, the more is asked of each.
+How many of them are right depends on how much was searched, and on whether there is such a thing at all: what is
+mistaken for it grows with the archive, and where it is absent none stands out. So the more candidates look wrong, and
+the fewer look surely right, the more is asked of each.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ Looks = npt.NDArray[np.int8]
 FLOOR = 0.04
 # With so many candidates all of this counts half; with few a score says as much as they do together.
 FADE = 20
-# Where so many candidates are more likely wrong than right, one whose moved logit is 0 gets 0.3. Chosen, with what
-# follows, so that 0.3 balances precision and recall on six classes with 40 to 20,000 candidates in 1 to 130 megapixels
-# (benchmarks/accuracy.py).
-TYPICAL = 500
+# The moved logit that has a score of 0.3: grows with the logarithm of how many are more likely wrong than right, falls
+# with that of how many are surely right, from less than nothing. Chosen so that 0.3 balances precision and recall on
+# six classes with 40 to 20,000 candidates in 1 to 130 megapixels (benchmarks/accuracy.py), and few places reach it
+# where a class is absent (benchmarks/absent.py).
+FOR_WRONG = 1.25
+FOR_SURE = 0.5
+OF_NONE = -5.5
+# Moved logits above this are surely right.
+SURELY = 2.0
 # No less is asked than this, of however few: they may all be wrong.
 LEAST_ASKED = -1.0
 # A moved logit tells right from wrong better than by its own odds.
@@ -151,12 +157,17 @@ def rerank(
         part = float(mine.sum() / (mine.sum() + FADE))
         moved = _moved(seen.scores[mine], seen.looks[mine], seen.boxes[mine], scenes[mine], weight * part)
         wrong = int((moved < 0).sum() + (unseen.scores[theirs] >= FLOOR).sum())
-        asked = part * max(math.log((1 + wrong) / TYPICAL), LEAST_ASKED) + (1 - part) * MIDDLE
+        asked = part * _asked(wrong, int((moved > SURELY).sum())) + (1 - part) * MIDDLE
         steep = part * STEEPNESS + (1 - part)
         scores[mine] = _probability(steep * (moved - asked) + MIDDLE)
         by_number = _probability(steep * (_logit(others[theirs]) - asked) + MIDDLE)
         others[theirs] = np.minimum(others[theirs], by_number)
     return replace(seen, scores=scores), replace(unseen, scores=others)
+
+
+def _asked(wrong: int, sure: int) -> float:
+    """The moved logit at which a score is 0.3, of so many that look wrong and so many that are surely right."""
+    return max(OF_NONE + FOR_WRONG * math.log1p(wrong) - FOR_SURE * math.log1p(sure), LEAST_ASKED)
 
 
 def _joined(parts: Sequence[Candidates]) -> tuple[Candidates, npt.NDArray[np.int64]]:

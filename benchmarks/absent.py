@@ -1,0 +1,76 @@
+"""How often a search claims what is not there: exemplars of one class, scenes of another, where it is absent.
+
+Every place that reaches the threshold is a mistake. Draws of exemplars, each a class of its own, are searched in crops
+of the other class's test scenes; the same candidates are counted by their scores before re-ranking and after it. Writes
+absent.md and absent.csv.
+
+    python benchmarks/absent.py --data <folder> --weights <file>
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import numpy as np
+import pandas as pd
+from accuracy import arguments, draws, load, markdown, prepared, settings_of
+
+from siamese_sat.progress import track
+from siamese_sat.search.detect import Candidates
+from siamese_sat.search.method import rerank_of
+from siamese_sat.search.rerank import Gathered
+from siamese_sat.search.run import SceneItem, Search
+
+# What is sought, and in whose scenes it is not: airports without turbines and pools, sea without aircraft, suburbs
+# without ships.
+PAIRS = (("turbines", "aircraft"), ("pools", "aircraft"), ("aircraft", "ships"), ("ships", "pools"))
+
+
+def claims(args: argparse.Namespace, name: str, other: str) -> list[dict[str, object]]:
+    """False places per megapixel of every draw."""
+    train, labels, _, _ = load(args.data, name, quick=False)
+    _, _, scenes, _ = load(args.data, other, quick=True)
+    megapixels = sum(s.megapixels for s in scenes)
+    method = prepared(args, settings_of("template", args.set), scenes, draws(args, labels, train))
+    work = Search(method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
+    gathered = Gathered(rerank_of(method))
+    plain: dict[str, Candidates] = {}
+    for scene in track(scenes, "Searching", unit="scenes", total=len(scenes)):
+        plain[scene.path] = work(SceneItem(scene))
+        gathered.add(scene.path, plain[scene.path])
+    before, after = (
+        np.bincount(found.classes[found.scores >= args.threshold], minlength=len(method.classes)) / megapixels
+        for found in (Candidates.join([*each.values()]) for each in (plain, gathered.conclude([*plain])))
+    )
+    return [
+        {"class": name, "in scenes of": other, "Mpx": megapixels, "draw": drawn, "before": b, "after": a}
+        for drawn, b, a in zip(method.classes, before, after, strict=True)
+    ]
+
+
+def main() -> None:
+    """Runs the table."""
+    parser = arguments(str(__doc__), "outputs/benchmarks/absent")
+    parser.add_argument("--exemplars", nargs="+", type=int, default=[5])
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("siamese_sat").setLevel(logging.ERROR)
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    for name, other in PAIRS:
+        rows += claims(args, name, other)
+        print(pd.DataFrame(rows[-len(args.exemplars) * args.draws :]).round(2).to_string(index=False), flush=True)
+    frame = pd.DataFrame(rows)
+    frame.to_csv(args.out / "absent.csv", index=False)
+    table = frame.groupby(["class", "in scenes of", "Mpx"], sort=False)[["before", "after"]].mean().reset_index()
+    table.loc[len(table)] = ["mean", "", table.Mpx.sum(), table.before.mean(), table.after.mean()]
+    table["ratio"] = table.after / table.before
+    text = markdown(table.round(2))
+    head = f"false places of at least {args.threshold} per Mpx, before re-ranking and after"
+    (args.out / "absent.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
