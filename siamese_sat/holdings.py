@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def show(store: Store, folder: Path) -> SearchResult:
-    """Prints what is in an index, and writes it to index.json.
+    """Prints what is in an index, and writes it to index.json; its scenes to scenes.csv.
 
     Raises:
         InputError: there is no index.
@@ -39,7 +39,9 @@ def show(store: Store, folder: Path) -> SearchResult:
     console.print(table)
     with replacing(folder / "index.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    return nothing_found(folder, files=[folder / "index.json"])
+    with replacing(folder / "scenes.csv") as temporary:
+        store.scenes()[["path", "windows", "date", *MAP]].to_csv(temporary, index=False)
+    return nothing_found(folder, files=[folder / "index.json", folder / "scenes.csv"])
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def describe(store: Store) -> dict[str, Any]:
         "window_sides": list(recipe.windows),
         "stride": recipe.stride,
         "square_kilometres": round(sum(map(ground, scenes.about)), 3),
-        "degrees": [round(float(v), 5) for v in (*bounds[placed, :2].min(0), *bounds[placed, 2:].max(0))]
+        "west_south_east_north": [round(float(v), 5) for v in (*bounds[placed, :2].min(0), *bounds[placed, 2:].max(0))]
         if placed.any()
         else None,
         "first_day": str(days[0]) if days else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from hydra.utils import instantiate
@@ -11,6 +13,8 @@ from siamese_sat.data.chip import ChipSpec
 from siamese_sat.data.scene import Scene
 from siamese_sat.search.exemplar import Exemplar, ExemplarSource
 from siamese_sat.search.feedback import rows_as_exemplars
+
+log = logging.getLogger(__name__)
 
 
 def read_shown(
@@ -35,4 +39,7 @@ def read_shown(
             numbers = list(cfg.feedback[rows])
             mine += rows_as_exemplars(str(cfg.feedback.detections), numbers, scene_of, f"feedback.{rows}")
         found.append(mine)
+        if mine:
+            counts = Counter(e.class_name for e in mine)
+            log.info("%s: %s.", group.capitalize(), ", ".join(f"{count} of {name}" for name, count in counts.items()))
     return found[0], found[1]

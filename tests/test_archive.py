@@ -152,6 +152,11 @@ def test_info(archive: Archive) -> None:
     assert facts["first_day"] == "2020-01-01"
     assert facts["bytes_per_window"] > 0
     assert archive.ckpt in facts["model"]
+    assert facts["west_south_east_north"] == pytest.approx([15, 45.1, 15, 45.1], abs=0.1)
+    scenes = pd.read_csv(archive.folder / "out/scenes.csv")
+    assert [Path(p).name for p in scenes.path] == ["port_20200101.tif", "town_20240101.tif"]
+    assert scenes.windows.sum() == facts["windows"]
+    assert scenes.date[0] == "2020-01-01"
 
 
 def test_removing(archive: Archive) -> None:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
 from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
 from siamese_sat.search import rerank as module
 from siamese_sat.search.detect import Candidates
+from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.rerank import (
     FADE,
@@ -29,6 +32,7 @@ from siamese_sat.search.rerank import (
     looks,
 )
 from siamese_sat.search.run import search_scenes
+from siamese_sat.search.unlike import Unlike
 from tests.conftest import make_scene
 
 SIDE = 20.0
@@ -329,6 +333,61 @@ def test_scenes_are_re_ranked_together_whatever_is_asked(tmp_path: Path) -> None
     np.testing.assert_allclose(reaching.score, some.score, rtol=1e-5)
     # Some that would not have reached the threshold by themselves do now, or the other way round.
     assert set(zip(plain.x_min, plain.y_min, strict=True)) != set(zip(some.x_min, some.y_min, strict=True))
+
+
+def test_a_scene_that_cannot_be_searched_says_nothing(tmp_path: Path) -> None:
+    found, _, which = things(7, 60)
+    found = replace(found, boxes=found.boxes / 32, regions=found.regions / 32)
+    scenes = {n: make_scene(tmp_path / n, np.ones((4, 64, 64), "uint16")) for n in ("a.tif", "b.tif", "c.tif")}
+    places = {name: found.at(which == i) for i, name in enumerate(scenes)}
+
+    class Failing(Planted):
+        def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+            for n, part in enumerate(super().candidates(scene, thresholds)):
+                yield part.at(np.arange(3))
+                if n == 0 and scene.path.endswith("b.tif"):
+                    raise InputError("b.tif: it breaks off.")
+                yield part.at(np.arange(3, len(part.scores)))
+
+    result = search_scenes(scenes, Failing(2.0, places), {"boat": 0.0}, 1.0)  # type: ignore[arg-type]
+    assert list(result.failed) == [scenes["b.tif"].path]
+    others = {name: scene for name, scene in scenes.items() if name != "b.tif"}
+    expected = search_scenes(others, Planted(2.0, places), {"boat": 0.0}, 1.0).detections  # type: ignore[arg-type]
+    pd.testing.assert_frame_equal(result.detections, expected)
+
+
+def test_what_a_negative_lies_on_draws_its_like_down(tmp_path: Path) -> None:
+    """Beside negatives, others of their look score less too, where no negative is."""
+    scene = make_scene(tmp_path / "a.tif", np.ones((4, 64, 64), "uint16"))
+    count = 120
+    found = alike(count, 0.6)
+    kept = np.zeros((count, 16), np.int8)
+    kept[np.arange(count), np.arange(count) % 2 * 8] = 127  # every other one looks otherwise
+    found = replace(found, boxes=found.boxes / 1e4, regions=found.regions / 1e4, looks=kept)
+
+    class Both(Planted):
+        """Boats, and negatives on half of those that look otherwise."""
+
+        def prepare(self, model: object, engine: object, exemplars: Sequence[Exemplar], *rest: object) -> None:
+            self.classes = list(dict.fromkeys(e.class_name for e in exemplars))
+
+        def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
+            yield found
+            if len(self.classes) > 1:
+                unlike = found.at(np.arange(1, count, 4))
+                yield replace(unlike, classes=np.ones(len(unlike.scores), np.int64), scores=unlike.scores + 0.3)
+
+    def scores(*negatives: str) -> npt.NDArray[np.float64]:
+        method = Unlike(Both(2.0, {}), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])  # type: ignore[arg-type]
+        method.prepare(None, None, [Exemplar("boat", scene, (0, 0, 1, 1))], lambda s: None, [scene])  # type: ignore[arg-type,return-value]
+        rows = search_scenes({"a.tif": scene}, method, {"boat": 0.0}, 1.0).detections.sort_values("x_min")
+        return rows.score.to_numpy()
+
+    plain, lowered = scores(), scores("jetty")
+    assert len(plain) == len(lowered) == count
+    free, alike_to_it = lowered[0::2], lowered[3::4]
+    assert alike_to_it.max() < free.min() - 0.05
+    assert np.ptp(plain) < 0.05
 
 
 def test_looks_are_kept_of_scenes_that_are_done(tmp_path: Path) -> None:
