@@ -107,8 +107,8 @@ def draws(args: argparse.Namespace, labels: pd.DataFrame, scenes: Sequence[Scene
 
 def prepared(
     args: argparse.Namespace, settings: Mapping[str, object], test: Sequence[Scene], exemplars: Sequence[Exemplar]
-) -> SearchMethod:
-    """A method by these settings, ready to search the scenes for the exemplars."""
+) -> tuple[SearchMethod, float]:
+    """A method by these settings, ready to search the scenes for the exemplars; and when that began, weights loaded."""
     device = pick_device(args.device)
     if args.ckpt is not None:
         model = load_model(args.ckpt)
@@ -124,8 +124,9 @@ def prepared(
     method: SearchMethod = get_class(str(settings["_target_"]))(
         **{k: v for k, v in settings.items() if k != "_target_"}
     )
+    started = time.perf_counter()
     method.prepare(model, engine, exemplars, lambda scene: model.radiometry, test)
-    return method
+    return method, started
 
 
 def run(
@@ -136,9 +137,7 @@ def run(
     if args.scenes is not None and args.scenes < len(test):
         test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
         truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
-    exemplars = draws(args, train_labels, train)
-    started = time.perf_counter()
-    method = prepared(args, settings, test, exemplars)
+    method, started = prepared(args, settings, test, draws(args, train_labels, train))
     scenes = {s.path: s for s in test}
     found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
     seconds = time.perf_counter() - started
@@ -244,7 +243,7 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
 
 
 def arguments(description: str, out: str) -> argparse.ArgumentParser:
-    """What says how to search, and whose results go where."""
+    """Arguments that the benchmarks of what a search finds share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="ResNet50 v1 weights; layer1 and layer2 are enough for templates")

@@ -32,7 +32,8 @@ def show(store: Store, folder: Path) -> SearchResult:
     Raises:
         InputError: there is no index.
     """
-    facts = describe(store)
+    scenes = needed(store).scenes()
+    facts = describe(store, scenes)
     table = Table(title=store.uri, title_justify="left", title_style="bold", show_header=False)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), Text(_shown(value)))
@@ -40,21 +41,22 @@ def show(store: Store, folder: Path) -> SearchResult:
     with replacing(folder / "index.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
     with replacing(folder / "scenes.csv") as temporary:
-        store.scenes()[["path", "windows", "date", *MAP]].to_csv(temporary, index=False)
+        listed = scenes[["path", "windows", "date", *MAP]]
+        listed.to_csv(temporary, index=False, encoding="utf-8", lineterminator="\n", float_format="%.9f")
     return nothing_found(folder, files=[folder / "index.json", folder / "scenes.csv"])
 
 
-def describe(store: Store) -> dict[str, Any]:
+def describe(store: Store, scenes: pd.DataFrame) -> dict[str, Any]:
     """Scenes, windows, model, area and bytes of an index, in plain values.
 
     Areas are of the scenes' pixels, those without a place on the map left out; where scenes overlap, the ground counts
     as often as it is covered.
 
-    Raises:
-        InputError: there is no index.
+    Args:
+        store: an index.
+        scenes: its scenes, as `Store.scenes` has them.
     """
-    recipe = Recipe.from_dict(needed(store).about()[0])
-    scenes = store.scenes()
+    recipe = Recipe.from_dict(store.about()[0])
     windows, size = int(scenes.windows.sum()), store.bytes()
     days = sorted(d for d in scenes.date if d is not None and not pd.isna(d))
     bounds = scenes[list(MAP)].to_numpy(float)

@@ -16,6 +16,9 @@ from siamese_sat.search.feedback import rows_as_exemplars
 
 log = logging.getLogger(__name__)
 
+# Classes that the log counts one by one.
+NAMED = 20
+
 
 def read_shown(
     cfg: DictConfig, bands: Sequence[int], chip: ChipSpec, scene_of: Callable[[str], Scene]
@@ -41,5 +44,7 @@ def read_shown(
         found.append(mine)
         if mine:
             counts = Counter(e.class_name for e in mine)
-            log.info("%s: %s.", group.capitalize(), ", ".join(f"{count} of {name}" for name, count in counts.items()))
+            named = [f"{name} {count}" for name, count in counts.most_common(NAMED)]
+            more = f", and {len(counts) - NAMED} more classes" if len(counts) > NAMED else ""
+            log.info("%s: %s%s.", group.capitalize(), ", ".join(named), more)
     return found[0], found[1]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import geopandas as gpd
@@ -152,8 +153,13 @@ def test_info(archive: Archive) -> None:
     assert facts["first_day"] == "2020-01-01"
     assert facts["bytes_per_window"] > 0
     assert archive.ckpt in facts["model"]
-    assert facts["west_south_east_north"] == pytest.approx([15, 45.1, 15, 45.1], abs=0.1)
+    west, south, east, north = facts["west_south_east_north"]
+    assert 14.9 < west < east < 15.1
+    assert 45 < south < north < 45.2
     scenes = pd.read_csv(archive.folder / "out/scenes.csv")
+    corners = scenes[["map_x_min", "map_y_min", "map_x_max", "map_y_max"]]
+    assert corners.loc[0].isna().all()
+    assert corners.loc[1].tolist() == pytest.approx([west, south, east, north], abs=1e-4)
     assert [Path(p).name for p in scenes.path] == ["port_20200101.tif", "town_20240101.tif"]
     assert scenes.windows.sum() == facts["windows"]
     assert scenes.date[0] == "2020-01-01"
@@ -250,7 +256,7 @@ def test_rows_of_an_earlier_search_as_exemplars(archive: Archive) -> None:
         archive.run(f"feedback.detections={kept}", f"feedback.positives=[{row}]", ask=False)
 
 
-def test_rows_serve_without_an_index_too(archive: Archive) -> None:
+def test_rows_serve_without_an_index_too(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
     direct = ["index=null", f"scenes={archive.folder / 'scenes'}", "search.threshold=0.9"]
     first = archive.run(*direct).detections
     kept = archive.folder / "first.csv"
@@ -261,7 +267,11 @@ def test_rows_serve_without_an_index_too(archive: Archive) -> None:
     again = archive.run(*direct, rows, f"feedback.positives=[{boat}]", ask=False)
     assert found(again) == [t for t in archive.truth if t[0] == "boat"]
     # A boat that is shown as what is not meant takes half of every boat's score.
-    lowered = archive.run(*direct, rows, f"feedback.negatives=[{boat}]", "search.threshold=0.4").detections
+    with caplog.at_level(logging.INFO, logger="siamese_sat.shown"):
+        lowered = archive.run(*direct, rows, f"feedback.negatives=[{boat}]", "search.threshold=0.4").detections
+    assert [r.message for r in caplog.records if r.name == "siamese_sat.shown"] == [
+        "Exemplars: boat 1, raft 1.", "Negatives: boat 1.",
+    ]  # fmt: skip
     assert lowered.score[lowered.class_name == "boat"].max() == pytest.approx(0.5, abs=0.01)
     assert lowered.score[lowered.class_name == "raft"].max() == pytest.approx(first.score[raft], abs=1e-6)
     with pytest.raises(InputError, match="not among the scenes"):

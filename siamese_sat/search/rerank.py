@@ -33,15 +33,16 @@ Looks = npt.NDArray[np.int8]
 FLOOR = 0.04
 # With so many candidates all of this counts half; with few a score says as much as they do together.
 FADE = 20
-# The moved logit that has a score of 0.3: grows with the logarithm of how many are more likely wrong than right, falls
-# with that of how many are surely right, from less than nothing. Chosen so that 0.3 balances precision and recall on
-# six classes with 40 to 20,000 candidates in 1 to 130 megapixels (benchmarks/accuracy.py), and few places reach it
-# where a class is absent (benchmarks/absent.py).
+# What is asked of a candidate, the moved logit at which its score is 0.3, is a sum. It grows with the logarithm of how
+# many look wrong,
 FOR_WRONG = 1.25
+# falls with that of how many are surely right,
 FOR_SURE = 0.5
-OF_NONE = -5.5
-# Moved logits above this are surely right.
-SURELY = 2.0
+# and begins here. Chosen so that 0.3 balances precision and recall on six classes with 40 to 20,000 candidates in 1 to
+# 130 megapixels (benchmarks/accuracy.py), and few places reach it where a class is absent (benchmarks/absent.py).
+BASE = -5.5
+# Candidates whose moved logit is above this are surely right.
+SURE_LOGIT = 2.0
 # No less is asked than this, of however few: they may all be wrong.
 LEAST_ASKED = -1.0
 # A moved logit tells right from wrong better than by its own odds.
@@ -61,10 +62,10 @@ GRID = 3
 # Steps of a looks' number in 1; none of them is ever as large as half of that.
 STEPS = 256
 # Candidates of a class whose looks are kept, the best, until the last scene is searched; twice as many for a while,
-# 12 to 24 MB. Of an archive with more so much is asked that the others have no prospect.
+# 12 to 24 MB. The others count as wrong and never rise.
 KEPT = 20_000
 # Scores that are certain have finite odds.
-SURE = 1e-9
+CERTAIN = 1e-9
 # The logit that a score of 0.3 has.
 MIDDLE = math.log(AT_THRESHOLD / (1 - AT_THRESHOLD))
 
@@ -157,7 +158,7 @@ def rerank(
         part = float(mine.sum() / (mine.sum() + FADE))
         moved = _moved(seen.scores[mine], seen.looks[mine], seen.boxes[mine], scenes[mine], weight * part)
         wrong = int((moved < 0).sum() + (unseen.scores[theirs] >= FLOOR).sum())
-        asked = part * _asked(wrong, int((moved > SURELY).sum())) + (1 - part) * MIDDLE
+        asked = part * _asked(wrong, int((moved > SURE_LOGIT).sum())) + (1 - part) * MIDDLE
         steep = part * STEEPNESS + (1 - part)
         scores[mine] = _probability(steep * (moved - asked) + MIDDLE)
         by_number = _probability(steep * (_logit(others[theirs]) - asked) + MIDDLE)
@@ -167,7 +168,7 @@ def rerank(
 
 def _asked(wrong: int, sure: int) -> float:
     """The moved logit at which a score is 0.3, of so many that look wrong and so many that are surely right."""
-    return max(OF_NONE + FOR_WRONG * math.log1p(wrong) - FOR_SURE * math.log1p(sure), LEAST_ASKED)
+    return max(BASE + FOR_WRONG * math.log1p(wrong) - FOR_SURE * math.log1p(sure), LEAST_ASKED)
 
 
 def _joined(parts: Sequence[Candidates]) -> tuple[Candidates, npt.NDArray[np.int64]]:
@@ -180,7 +181,7 @@ def _parts(found: Candidates, ends: npt.NDArray[np.int64]) -> list[Candidates]:
 
 
 def _logit(scores: FloatArray) -> FloatArray:
-    sure = scores.clip(SURE, 1 - SURE)
+    sure = scores.clip(CERTAIN, 1 - CERTAIN)
     found: FloatArray = np.log(sure / (1 - sure))
     return found
 

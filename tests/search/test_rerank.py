@@ -19,11 +19,12 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.rerank import (
+    BASE,
     FADE,
     FLOOR,
     FOR_WRONG,
+    LEAST_ASKED,
     MIDDLE,
-    OF_NONE,
     RIDGE,
     STANDING,
     STEEPNESS,
@@ -145,12 +146,20 @@ def test_the_more_are_likely_wrong_the_more_is_asked() -> None:
 
     # Nearly all of it counts, and those with the same look say nothing of each other.
     assert of(9999) / of(19999) == pytest.approx(2 ** (FOR_WRONG * STEEPNESS), rel=0.02)
-    asked = OF_NONE + FOR_WRONG * math.log(10_000)
+    asked = BASE + FOR_WRONG * math.log(10_000)
     assert math.log(of(9999)) == pytest.approx(STEEPNESS * (math.log(1 / 9) - asked) + MIDDLE, rel=0.01)
     # Where none looks wrong, nothing more is asked of many.
     sure = [odds(alike(n, 0.8))[0] for n in (500, 5000)]
     assert sure[1] == pytest.approx(sure[0], rel=0.1)
     assert sure[0] > 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sure", "asked"), [(0, 0, -1.0), (35, 0, -1.0), (37, 0, -0.953), (999, 0, 3.135), (999, 99, 0.832)]
+)
+def test_what_is_asked(wrong: int, sure: int, asked: float) -> None:
+    assert module._asked(wrong, sure) == pytest.approx(asked, abs=1e-3)
+    assert module._asked(wrong, 10_000) == LEAST_ASKED
 
 
 def test_the_more_are_surely_right_the_less_is_asked() -> None:
@@ -170,7 +179,7 @@ def test_the_more_are_surely_right_the_less_is_asked() -> None:
 
 @pytest.mark.parametrize("count", [10, 60, 400])
 def test_where_nothing_is_found_little_is_made_of_it(count: int) -> None:
-    """Of places that look like nothing and score as chance has it, hardly more reach 0.3 than before."""
+    """Of places that look like nothing and score as chance has it, of many fewer reach 0.3, of few hardly more."""
     before = after = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
@@ -343,11 +352,11 @@ def test_a_scene_that_cannot_be_searched_says_nothing(tmp_path: Path) -> None:
 
     class Failing(Planted):
         def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
-            for n, part in enumerate(super().candidates(scene, thresholds)):
-                yield part.at(np.arange(3))
-                if n == 0 and scene.path.endswith("b.tif"):
-                    raise InputError("b.tif: it breaks off.")
-                yield part.at(np.arange(3, len(part.scores)))
+            (every,) = super().candidates(scene, thresholds)
+            yield every.at(np.arange(3))
+            if scene.path.endswith("b.tif"):
+                raise InputError("b.tif: it breaks off.")
+            yield every.at(np.arange(3, len(every.scores)))
 
     result = search_scenes(scenes, Failing(2.0, places), {"boat": 0.0}, 1.0)  # type: ignore[arg-type]
     assert list(result.failed) == [scenes["b.tif"].path]
