@@ -65,13 +65,14 @@ def main() -> None:
     """Runs the table."""
     parser = arguments(str(__doc__), "outputs/benchmarks/absent")
     parser.add_argument("--exemplars", type=int, default=5)
+    parser.add_argument("--pairs", nargs="+", metavar="SOUGHT:IN", help="other classes, such as turbines:pools")
     args = parser.parse_args()
     args.exemplars = [args.exemplars]
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
-    for name, other in PAIRS:
+    for name, other in [pair.split(":") for pair in args.pairs] if args.pairs else PAIRS:
         rows += claims(args, name, other)
         print(pd.DataFrame(rows[-args.draws :]).round(2).to_string(index=False), flush=True)
     frame = pd.DataFrame(rows)
