@@ -194,7 +194,7 @@ def scenes(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from siamese_sat.searching import search
 
     root = Path(__file__).resolve().parent.parent / "conf"
-    data, folder = Path(options.data) / "aircraft", Path(options.folder)
+    data, folder = Path(options.data) / "aircraft", Path(options.folder).resolve()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     truth, chosen = test_scenes(data, folder, options.scenes, options.crop)
