@@ -16,7 +16,8 @@ import logging
 
 import numpy as np
 import pandas as pd
-from accuracy import arguments, draws, load, markdown, prepared, settings_of
+from bench import markdown
+from imagery import COCO, arguments, draws, load, prepared, settings_of
 
 from siamese_sat.progress import track
 from siamese_sat.search.detect import Candidates
@@ -27,6 +28,14 @@ from siamese_sat.search.run import SceneItem, Search
 # What is sought, and in whose scenes it is not: airports without turbines and pools, sea without aircraft, suburbs
 # without ships.
 PAIRS = (("turbines", "aircraft"), ("pools", "aircraft"), ("aircraft", "ships"), ("ships", "pools"))
+
+
+def pair(text: str) -> tuple[str, str]:
+    """What is sought, and in whose scenes; both of three bands."""
+    name, _, other = text.partition(":")
+    if name == other or not {name, other} <= set(COCO):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two of {', '.join(COCO)} with a colon between them")
+    return name, other
 
 
 def claims(args: argparse.Namespace, name: str, other: str) -> list[dict[str, object]]:
@@ -65,19 +74,19 @@ def main() -> None:
     """Runs the table."""
     parser = arguments(str(__doc__), "outputs/benchmarks/absent")
     parser.add_argument("--exemplars", type=int, default=5)
-    parser.add_argument("--pairs", nargs="+", metavar="SOUGHT:IN", help="other classes, such as turbines:pools")
+    parser.add_argument("--pairs", nargs="+", type=pair, default=PAIRS, metavar="SOUGHT:IN", help="turbines:pools")
     args = parser.parse_args()
     args.exemplars = [args.exemplars]
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
-    for name, other in [pair.split(":") for pair in args.pairs] if args.pairs else PAIRS:
+    for name, other in args.pairs:
         rows += claims(args, name, other)
         print(pd.DataFrame(rows[-args.draws :]).round(2).to_string(index=False), flush=True)
     frame = pd.DataFrame(rows)
     frame.to_csv(args.out / "absent.csv", index=False)
-    text = markdown(summary(frame))
+    text = markdown(summary(frame).set_index("class"))
     head = f"false places of at least {args.threshold} per Mpx, before re-ranking and after, mean ± spread of draws; "
     head += f"crops; {args.exemplars[0]} exemplars; {json.dumps(args.set)}"
     (args.out / "absent.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")

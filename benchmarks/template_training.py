@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accuracy import CLASSES, load
+from imagery import CLASSES, load
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -24,6 +24,7 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
+from bench import markdown
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -142,12 +143,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines).fillna("")
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A Markdown table."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def picture(rows: pd.DataFrame, path: Path) -> None:
     """Three figures of every run, recipe by recipe, a colour for each held-out class."""
     from matplotlib.figure import Figure
@@ -200,7 +195,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = compare(args)
-    text = markdown(summary(rows))
+    text = markdown(summary(rows).set_index("loss"))
     head = f"{platform.machine()}, torch {torch.__version__}; {args.steps} steps in {args.epochs} epochs, seeds "
     head += f"{args.seeds}; weights {args.weights.name if args.weights else 'random'}; {json.dumps(args.set)}"
     (args.out / "training.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")

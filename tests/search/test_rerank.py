@@ -14,9 +14,12 @@ from sklearn.metrics import average_precision_score
 
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
+from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search import rerank as module
 from siamese_sat.search.detect import Candidates
+from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.rerank import (
     BASE,
@@ -35,6 +38,7 @@ from siamese_sat.search.rerank import (
 from siamese_sat.search.run import search_scenes
 from siamese_sat.search.unlike import Unlike
 from tests.conftest import make_scene
+from tests.search.conftest import correlation_model, engine_of
 
 SIDE = 20.0
 
@@ -316,6 +320,17 @@ class Planted:
     def __init__(self, weight: float, places: Mapping[str, Candidates]) -> None:
         self.classes, self.rerank, self.places = ["boat"], weight, places
 
+    def prepare(
+        self,
+        model: TrainedModel,
+        engine: Engine,
+        exemplars: Sequence[Exemplar],
+        radiometry_of: RadiometryOf,
+        scenes: Sequence[Scene],
+    ) -> None:
+        """One class of each name that is shown, in their order."""
+        self.classes = list(dict.fromkeys(e.class_name for e in exemplars))
+
     def windows(self, scene: Scene) -> dict[str, int]:
         return {"boat": 1}
 
@@ -332,7 +347,7 @@ def test_scenes_are_re_ranked_together_whatever_is_asked(tmp_path: Path) -> None
     places = {name: found.at(which == i) for i, name in enumerate(names)}
     least = 0.5
     plain, all_of, some = (
-        search_scenes(scenes, Planted(weight, places), {"boat": asked}, 1.0).detections  # type: ignore[arg-type]
+        search_scenes(scenes, Planted(weight, places), {"boat": asked}, 1.0).detections
         for weight, asked in ((0.0, least), (2.0, 0.0), (2.0, least))
     )
     assert len(all_of) == 60
@@ -358,10 +373,10 @@ def test_a_scene_that_cannot_be_searched_says_nothing(tmp_path: Path) -> None:
                 raise InputError("b.tif: it breaks off.")
             yield every.at(np.arange(3, len(every.scores)))
 
-    result = search_scenes(scenes, Failing(2.0, places), {"boat": 0.0}, 1.0)  # type: ignore[arg-type]
+    result = search_scenes(scenes, Failing(2.0, places), {"boat": 0.0}, 1.0)
     assert list(result.failed) == [scenes["b.tif"].path]
     others = {name: scene for name, scene in scenes.items() if name != "b.tif"}
-    expected = search_scenes(others, Planted(2.0, places), {"boat": 0.0}, 1.0).detections  # type: ignore[arg-type]
+    expected = search_scenes(others, Planted(2.0, places), {"boat": 0.0}, 1.0).detections
     pd.testing.assert_frame_equal(result.detections, expected)
 
 
@@ -373,12 +388,10 @@ def test_what_a_negative_lies_on_draws_its_like_down(tmp_path: Path) -> None:
     kept = np.zeros((count, 16), np.int8)
     kept[np.arange(count), np.arange(count) % 2 * 8] = 127  # every other one looks otherwise
     found = replace(found, boxes=found.boxes / 1e4, regions=found.regions / 1e4, looks=kept)
+    model = correlation_model()
 
     class Both(Planted):
         """Boats, and negatives on half of those that look otherwise."""
-
-        def prepare(self, model: object, engine: object, exemplars: Sequence[Exemplar], *rest: object) -> None:
-            self.classes = list(dict.fromkeys(e.class_name for e in exemplars))
 
         def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
             yield found
@@ -387,8 +400,9 @@ def test_what_a_negative_lies_on_draws_its_like_down(tmp_path: Path) -> None:
                 yield replace(unlike, classes=np.ones(len(unlike.scores), np.int64), scores=unlike.scores + 0.3)
 
     def scores(*negatives: str) -> npt.NDArray[np.float64]:
-        method = Unlike(Both(2.0, {}), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])  # type: ignore[arg-type]
-        method.prepare(None, None, [Exemplar("boat", scene, (0, 0, 1, 1))], lambda s: None, [scene])  # type: ignore[arg-type,return-value]
+        method = Unlike(Both(2.0, {}), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])
+        shown = [Exemplar("boat", scene, (0, 0, 1, 1))]
+        method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene])
         rows = search_scenes({"a.tif": scene}, method, {"boat": 0.0}, 1.0).detections.sort_values("x_min")
         return rows.score.to_numpy()
 
