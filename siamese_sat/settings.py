@@ -47,7 +47,7 @@ REAL = {  # setting: least and greatest value
 CHOICES = {
     "data.alpha": ("auto", "mask", "data"),
     "data.split": ("chip", "scene"),
-    "callbacks.finetune.batchnorm": ("trained", "frozen"),
+    "callbacks.finetune.batchnorm": ("auto", "trained", "frozen"),
     "monitor.metric": (*LOGGED, *NOVEL),
     "callbacks.checkpoint.monitor": (*LOGGED, *NOVEL),
     "optimized_metric": ("best", *LOGGED, *NOVEL),

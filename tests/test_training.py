@@ -303,6 +303,7 @@ def test_the_original_is_the_original() -> None:
     assert cfg.data.augment == {**cfg.data.augment, "dihedral": True, "gain": 0.0, "offset": 0.0, "noise": 0.0}
     finetune = cfg.callbacks.finetune
     assert (finetune.warmup_epochs, list(finetune.stages), finetune.lr_factor) == (5, ["layer4"], 0.1)
+    assert finetune.batchnorm == "trained"
     assert (cfg.optimizer.lr, cfg.trainer.max_epochs, cfg.callbacks.early_stopping.patience) == (1e-4, 150, 10)
     loss, miner = instantiate(cfg.loss.loss), instantiate(cfg.loss.miner)
     assert (type(loss).__name__, loss.margin, loss.smooth_loss) == ("TripletMarginLoss", 0.5, True)

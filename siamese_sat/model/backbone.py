@@ -37,6 +37,7 @@ class Backbone(nn.Module):
 
     Attributes:
         width: channels after the last stage.
+        pretrained: whether weights were given.
 
     Raises:
         InputError: unknown name, or weights that cannot be had.
@@ -54,6 +55,7 @@ class Backbone(nn.Module):
         self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         self.width: int = net.fc.in_features
+        self.pretrained = weights is not None
         if weights is not None:
             self._load(name, str(weights))
 

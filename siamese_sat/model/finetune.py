@@ -28,7 +28,8 @@ class TwoPhaseFinetune(Callback):
         stages: backbone stages that phase 2 trains.
         lr_factor: their learning rate as a part of the head's.
         batchnorm: ``trained`` normalises their features by each batch and learns the statistics; ``frozen`` keeps the
-            statistics that the weights brought, which small batches then cannot spoil.
+            statistics that the weights brought, which small batches then cannot spoil; ``auto`` keeps them where the
+            backbone began with weights, and learns them where it began at random, which has none to keep.
 
     Raises:
         InputError: a value out of its range, or no such stage.
@@ -39,16 +40,16 @@ class TwoPhaseFinetune(Callback):
         warmup_epochs: int = 5,
         stages: Sequence[str] = ("layer4",),
         lr_factor: float = 0.1,
-        batchnorm: Literal["trained", "frozen"] = "trained",
+        batchnorm: Literal["auto", "trained", "frozen"] = "auto",
     ) -> None:
         if warmup_epochs < 0 or not lr_factor > 0:
             raise InputError("callbacks.finetune: warmup_epochs must be 0 or more and lr_factor above 0.")
         unknown = [s for s in stages if s not in STAGES]
         if unknown:  # said now, not when phase 1 is over
             raise InputError(f"callbacks.finetune.stages: {unknown[0]!r} is no stage; there are {', '.join(STAGES)}.")
-        if batchnorm not in ("trained", "frozen"):
-            raise InputError(f"callbacks.finetune.batchnorm={batchnorm!r} is neither trained nor frozen.")
-        self.keep_statistics = batchnorm == "frozen"
+        if batchnorm not in ("auto", "trained", "frozen"):
+            raise InputError(f"callbacks.finetune.batchnorm={batchnorm!r} is neither auto, trained nor frozen.")
+        self.batchnorm = batchnorm
         self.warmup_epochs, self.stages, self.lr_factor = warmup_epochs, tuple(stages), lr_factor
         self._phase: int | None = None
 
@@ -61,7 +62,9 @@ class TwoPhaseFinetune(Callback):
         """Applies the epoch's phase. Here and not earlier: DistributedDataParallel must first see all parameters."""
         assert isinstance(pl_module, MetricLearner)
         phase = 1 if trainer.current_epoch < self.warmup_epochs else 2
-        pl_module.embedder.set_trainable(self.stages if phase == 2 else (), self.keep_statistics)
+        embedder = pl_module.embedder
+        keep = embedder.backbone.pretrained if self.batchnorm == "auto" else self.batchnorm == "frozen"
+        embedder.set_trainable(self.stages if phase == 2 else (), keep)
         if phase != self._phase:
             trained = ["projection", "head", *(self.stages if phase == 2 else ())]
             log.info("Epoch %d: phase %d trains %s.", trainer.current_epoch, phase, ", ".join(trained))

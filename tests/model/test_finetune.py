@@ -20,7 +20,7 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import load_model
 from siamese_sat.model.finetune import TwoPhaseFinetune
 from siamese_sat.training import TrainingResult
-from tests.model.conftest import ROOT, config, settings
+from tests.model.conftest import ROOT, config, resnet_tiny, settings
 
 QUIET = ("logger.tensorboard=null", "data.background=0.5")
 
@@ -183,14 +183,21 @@ def test_without_phase_1_all_named_stages_learn_at_once(
     assert seen[0]["lr"] == pytest.approx({"head": 1e-3, "backbone": 5e-4})
 
 
-def test_batchnorm_of_the_trained_stages_may_be_frozen(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("batchnorm", "given", "kept"),
+    [("frozen", False, True), ("auto", False, False), ("auto", True, True), ("trained", True, False)],
+)
+def test_statistics_of_the_trained_stages_stay_where_they_are_worth_it(
+    batchnorm: str, given: bool, kept: bool, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frozen = ("callbacks.finetune.batchnorm=frozen", "callbacks.finetune.warmup_epochs=1", "trainer.max_epochs=2")
-    _, seen = run(config(labelled, tmp_path, *QUIET, *frozen), monkeypatch)
+    torch.save(resnet_tiny().state_dict(), tmp_path / "w.pth")
+    options = [f"callbacks.finetune.batchnorm={batchnorm}", "callbacks.finetune.warmup_epochs=1"]
+    options += [f"model.weights={tmp_path / 'w.pth'}"] if given else []
+    _, seen = run(config(labelled, tmp_path, *QUIET, "trainer.max_epochs=2", *options), monkeypatch)
     assert {part(k) for k in seen[1]["changed"]} == {"projection", "head", "layer4"}
     layer4 = {k.rsplit(".", 1)[1] for k in seen[1]["changed"] if part(k) == "layer4"}
-    assert layer4 == {"weight", "bias"}
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert layer4 == {"weight", "bias"} | (set() if kept else statistics)
     assert "backbone.layer4.0.bn1.weight" in seen[1]["changed"]
 
 
@@ -215,7 +222,7 @@ def test_impossible_phases_are_refused_at_once() -> None:
     for options in ({"warmup_epochs": -1}, {"lr_factor": 0.0}):
         with pytest.raises(InputError, match=r"callbacks\.finetune"):
             TwoPhaseFinetune(**options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"callbacks\.finetune\.batchnorm='on' is neither"):
+    with pytest.raises(InputError, match=r"callbacks\.finetune\.batchnorm='on' is neither auto, trained nor"):
         TwoPhaseFinetune(batchnorm="on")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'conv5' is no stage; there are stem, layer1"):
         TwoPhaseFinetune(stages=["layer4", "conv5"])
