@@ -45,7 +45,7 @@ def ladder(
         object_size: level pixels of a thing in a level of its own; with more sizes to a level, the middle one.
         ratio: of neighbouring sizes, above 1.
         least: rungs on either side of the median exemplar, at least.
-        most: at most.
+        most: smaller than the median exemplar, at most; twice as many that are larger, which cost next to nothing.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
         sizes_per_level: neighbouring rungs that share a level; no more than there are.
@@ -66,7 +66,8 @@ def ladder(
         low = max(min(low - 1, middle - least), middle - most)
         if finest is not None:
             low = max(low, min(finest, middle))
-        rungs[name] = range(low, min(max(high + 1, middle + least), middle + most) + 1)
+        high = max(min(high + 1, middle + 2 * most), middle + min(least, most))
+        rungs[name] = range(low, high + 1)
     every = sorted({k for found in rungs.values() for k in found})
     per_level = min(sizes_per_level, len(every))
     offset = min(range(per_level), key=lambda o: _cost(every, ratio, per_level, o))

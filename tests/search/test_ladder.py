@@ -32,9 +32,19 @@ def test_from_one_below_the_smallest_to_one_above_the_largest() -> None:
 
 def test_no_more_levels_than_asked_for_on_either_side_of_the_median() -> None:
     found = ladder({"a": [1.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
-    assert found == tuple(round(128 * 1.25**k) for k in range(-3, 4))
+    assert found == tuple(round(128 * 1.25**k) for k in range(-3, 7)), "larger ones are cheap"
     found = ladder({"a": [127.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
-    assert found == tuple(round(128 * 1.25**k) for k in range(-2, 4))
+    assert found == tuple(round(128 * 1.25**k) for k in range(-2, 7))
+    assert ladder({"a": [127.0, 128.0, 128.0]}, 128.0, 1.25, 3, 2)["a"] == tuple(
+        round(128 * 1.25**k) for k in range(-2, 3)
+    )
+
+
+def test_the_largest_exemplar_is_sought_however_many_are_small() -> None:
+    found = ladder({"a": [8.0, 12.0, 17.0, 58.0, 70.0]}, 49.0, 1.25, 2, 4)["a"]
+    sought = [49 * step / 128 for step in found]
+    assert sought[-1] >= 1.1 * 70
+    assert sought[-2] < 1.1 * 70
 
 
 @pytest.mark.parametrize("ratio", [1.25, 1.0, 3.7, 0.11])
