@@ -1,7 +1,8 @@
 """How well search finds things that no training showed it: AP over six classes of real imagery.
 
 Exemplars are drawn from the training images, seeded draws of 1, 3 and 5; the test images are searched. All draws of a
-class are searched in one pass, each as a class of its own. Writes accuracy.md, accuracy.csv and accuracy.png.
+class are searched in one pass, each as a class of its own. Writes accuracy.md, accuracy.csv and accuracy.png. The
+same command, interrupted, goes on with the scenes that it had not searched.
 
     python benchmarks/accuracy.py --data <folder> --weights <file> [--quick] [--methods template window]
 """
@@ -23,6 +24,8 @@ from bench import markdown
 from imagery import CLASSES, arguments, draws, load, prepared, settings_of
 
 from siamese_sat.evaluate import ClassEvaluation, evaluate
+from siamese_sat.question import fingerprint, program
+from siamese_sat.search.parts import Parts
 from siamese_sat.search.run import search_scenes
 
 # F1 at the threshold in use should be at least this part of the best.
@@ -39,7 +42,8 @@ def run(
         truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
     method, started = prepared(args, settings, test, draws(args, train_labels, train))
     scenes = {s.path: s for s in test}
-    found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
+    parts = Parts(args.out / "searched", fingerprint([program(), name, dict(settings), _plain(args), list(scenes)]))
+    found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou, parts=parts)
     seconds = time.perf_counter() - started
     truth = truth.rename(columns={"scene": "filename"})
     sizes = {s.path: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for s in test}
@@ -58,7 +62,14 @@ def run(
                 **_known(method, drawn),
             }
         )  # fmt: skip
+    parts.remove()
     return rows
+
+
+def _plain(args: argparse.Namespace) -> dict[str, object]:
+    """What was asked, but for what else is asked beside it."""
+    other = ("classes", "methods", "out", "set", "threshold")
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in other}
 
 
 def _band(entry: ClassEvaluation) -> dict[str, float]:

@@ -73,7 +73,7 @@ class Asked:
             for group in (self.exemplars, self.negatives)
         ]
         whole = [
-            _program(), _settings(cfg), weights_hash(self.model, None), self.model.embedder.spec, model,
+            program(), _settings(cfg), weights_hash(self.model, None), self.model.embedder.spec, model,
             self.engine.device.type, str(self.engine.dtype), getattr(self.engine.embedder, "runtime", "eager"),
             shown, dict(least),
             [(name, _scene(scene, signed)) for name, scene in scenes.items()],
@@ -156,7 +156,7 @@ def _beside(path: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
     """What computes: of two versions, one may find what the other does not."""
     whole = hashlib.sha256()
     root = Path(__file__).parent
