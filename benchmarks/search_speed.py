@@ -131,7 +131,7 @@ class Bench:
         started = time.perf_counter()
         with stages.patched():
             scenes = {p.name: open_scene(p, BANDS) for p in self.paths}
-            method = TemplateSearch(min_levels=2, max_levels=2, larger_levels=2)
+            method = TemplateSearch(min_levels=2, max_levels=2)
             with stages.stage("prepare"):
                 method.prepare(
                     self.model, self.engine, self.exemplars[:5], lambda _: self.radiometry, [*scenes.values()]
@@ -148,7 +148,7 @@ class Bench:
         stages.seconds["score"] -= stages.seconds.get("deep forward", 0.0)
         self.steps = sorted({s for t in method.templates for s in t.steps})
         sizes = {"": [49.0]}
-        self.five = [r.step for r in ladder(sizes, method.object_size, method.scale_step, 2, 2, 2)[""]]
+        self.five = [r.step for r in ladder(sizes, method.object_size, method.scale_step, 2, 2)[""]]
         return _row(seconds, found.compared[method.classes[0]], stages, self.device, found=len(found.detections))
 
     def pyramid(self, five: bool = False) -> dict[str, Any]:

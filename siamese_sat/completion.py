@@ -79,7 +79,7 @@ def _background(
 ) -> dict[str, Any]:
     """Features of random places of the training scenes, at the scales of its classes, for search in small scenes."""
     longer = {name: [max(sides)] for name, sides in extents.items() if name != BACKGROUND}
-    steps = sorted({r.step for found in ladder(longer, OBJECT_SIZE, 1.25, 0, 0, 0).values() for r in found})
+    steps = sorted({r.step for found in ladder(longer, OBJECT_SIZE, 1.25, 0, 0).values() for r in found})
     first, deep = BACKGROUND_STAGES
     samples = list(
         sample_background(

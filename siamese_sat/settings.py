@@ -60,7 +60,6 @@ SEARCH_WHOLE = {
     "search.method.views": 1,
     "search.method.min_levels": 0,
     "search.method.max_levels": 0,
-    "search.method.larger_levels": 0,
     "search.method.dimensions": 1,
     "search.method.samples": 1,
     "output.overlays": 0,

@@ -171,7 +171,6 @@ TEMPLATE = (
     "search.method.samples=8",
     "search.method.max_levels=0",
     "search.method.min_levels=0",
-    "search.method.larger_levels=0",
 )
 RAY = ("engine=ray", "engine.workers=2", "engine.split_mpx=0.01")
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")

@@ -35,21 +35,17 @@ def ladder(
     ratio: float,
     least: int,
     most: int,
-    larger: int,
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
 ) -> dict[str, tuple[Rung, ...]]:
     """Rungs of each class: from one below its smallest exemplar to one above its largest.
 
-    Small things cost a search by the square and large ones next to nothing, so that more of these are sought.
-
     Args:
         sizes: longer sides of a class's exemplars, scene pixels.
         object_size: level pixels of a thing in a level of its own; with more sizes to a level, the middle one.
         ratio: of neighbouring sizes, above 1.
-        least: rungs below the median exemplar, at least.
-        most: at most.
-        larger: rungs above the median exemplar, at least; twice as many at most.
+        least: rungs on either side of the median exemplar, at least.
+        most: smaller than the median exemplar, at most; twice as many that are larger, which cost next to nothing.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
         sizes_per_level: neighbouring rungs that share a level; no more than there are.
@@ -68,9 +64,9 @@ def ladder(
         middle = round(place(float(np.median(longer))))
         low, high = (math.floor(place(size) + 0.5) for size in (min(longer), max(longer)))
         low = max(min(low - 1, middle - least), middle - most)
-        high = min(max(high + 1, middle + larger), middle + 2 * larger)
         if finest is not None:
             low = max(low, min(finest, middle))
+        high = max(min(high + 1, middle + 2 * most), middle + min(least, most))
         rungs[name] = range(low, high + 1)
     every = sorted({k for found in rungs.values() for k in found})
     per_level = min(sizes_per_level, len(every))

@@ -64,10 +64,8 @@ class TemplateSearch:
         views: rotations of an exemplar, evenly over the circle.
         scale_step: ratio of neighbouring sizes of things.
         sizes_per_level: neighbouring sizes that are sought in one level, each by exemplars of its size.
-        min_levels: sizes smaller than the median exemplar, at least.
-        max_levels: at most.
-        larger_levels: sizes larger than the median exemplar, at least; twice as many at most, where exemplars ask for
-            them. They cost little.
+        min_levels: sizes on either side of the median exemplar, at least.
+        max_levels: smaller than it, at most; twice as many that are larger, which cost little.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
@@ -97,7 +95,6 @@ class TemplateSearch:
     sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
-    larger_levels: int = 4
     max_zoom: float | None = 6.0
     size_spread: float = 1.2
     contrast: float = 0.2
@@ -141,7 +138,6 @@ class TemplateSearch:
             self.scale_step,
             self.min_levels,
             self.max_levels,
-            self.larger_levels,
             self.max_zoom,
             self.sizes_per_level,
         )

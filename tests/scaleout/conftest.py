@@ -44,9 +44,7 @@ class World:
 
     def template(self) -> SearchMethod:
         """Of several tiles a scene."""
-        return self.prepared(
-            TemplateSearch(views=2, min_levels=0, max_levels=0, larger_levels=0, samples=16, tile=128, least=0.1)
-        )
+        return self.prepared(TemplateSearch(views=2, min_levels=0, max_levels=0, samples=16, tile=128, least=0.1))
 
     def window(self) -> SearchMethod:
         return self.prepared(WindowSearch(dense=False))

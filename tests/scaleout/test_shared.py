@@ -51,7 +51,7 @@ def test_shared_out_the_rows_are_the_same(small: World, way: str, split: float) 
         other = replace(small.exemplars[0], box=(120.0, 90.0, 150.0, 130.0))
         from siamese_sat.search.template import TemplateSearch
 
-        inner = TemplateSearch(views=2, min_levels=0, max_levels=0, larger_levels=0, samples=16, tile=128, least=0.1)
+        inner = TemplateSearch(views=2, min_levels=0, max_levels=0, samples=16, tile=128, least=0.1)
         method = small.prepared(Unlike(inner, [other]))
     else:
         method = small.template() if way == "template" else small.window()
