@@ -10,21 +10,28 @@ same command, interrupted, goes on with the scenes that it had not searched.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import imagery
 import numpy as np
 import pandas as pd
 import torch
 from bench import markdown
 from imagery import CLASSES, arguments, draws, load, prepared, settings_of
 
+from siamese_sat.data.scene import Scene
 from siamese_sat.evaluate import ClassEvaluation, evaluate
 from siamese_sat.question import fingerprint, program
+from siamese_sat.search.engine import Engine
+from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.index.entry import signature, to_json
+from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.run import search_scenes
 
@@ -34,17 +41,18 @@ WITHIN = 0.85
 
 def run(
     args: argparse.Namespace, name: str, method_name: str, settings: Mapping[str, object]
-) -> list[dict[str, object]]:
-    """All draws of one class by one method: a row for each."""
+) -> tuple[list[dict[str, object]], Parts]:
+    """All draws of one class by one method: a row for each, and what is kept until they are written."""
     train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
     if args.scenes is not None and args.scenes < len(test):
         test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
         truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
-    method, started = prepared(args, settings, test, draws(args, train_labels, train))
+    exemplars = draws(args, train_labels, train)
+    method, started = prepared(args, settings, test, exemplars)
     scenes = {s.path: s for s in test}
-    parts = Parts(args.out / "searched", fingerprint([program(), name, dict(settings), _plain(args), list(scenes)]))
+    parts = Parts(args.out / "searched", _question(args, name, settings, method, exemplars, test))
     found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou, parts=parts)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started if found.taken == 0 else float("nan")
     truth = truth.rename(columns={"scene": "filename"})
     sizes = {s.path: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for s in test}
     rows: list[dict[str, object]] = []
@@ -62,14 +70,30 @@ def run(
                 **_known(method, drawn),
             }
         )  # fmt: skip
-    parts.remove()
-    return rows
+    return rows, parts
 
 
-def _plain(args: argparse.Namespace) -> dict[str, object]:
-    """What was asked, but for what else is asked beside it."""
-    other = ("classes", "methods", "out", "set", "threshold")
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in other}
+def _question(
+    args: argparse.Namespace,
+    name: str,
+    settings: Mapping[str, object],
+    method: SearchMethod,
+    exemplars: Sequence[Exemplar],
+    test: Sequence[Scene],
+) -> str:
+    """All that decides what is found: what was kept of another question does not answer this one."""
+    engine = getattr(method, "engine", None)
+    assert isinstance(engine, Engine)
+    files = [args.weights, args.ckpt, Path(__file__), Path(imagery.__file__)]
+    return fingerprint(
+        [
+            program(), [hashlib.sha256(f.read_bytes()).hexdigest() if f is not None else None for f in files],
+            engine.device.type, str(engine.dtype), getattr(engine.embedder, "runtime", "eager"),
+            name, dict(settings), args.nms_iou,
+            [(e.class_name, e.box, to_json(e.scene), signature(e.scene.path)) for e in exemplars],
+            [(to_json(s), signature(s.path)) for s in test],
+        ]
+    )  # fmt: skip
 
 
 def _band(entry: ClassEvaluation) -> dict[str, float]:
@@ -173,10 +197,13 @@ def main() -> None:
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
+    kept: list[Parts] = []
     for method in args.methods:
         settings = settings_of(method, args.set)
         for name in args.classes:
-            rows += run(args, name, method, settings)
+            found, parts = run(args, name, method, settings)
+            rows += found
+            kept.append(parts)
             shown = summary(pd.DataFrame([r for r in rows if r["class"] == name and r["method"] == method]))
             print(shown[shown["class"] == name].to_string(index=False, header=name == args.classes[0]), flush=True)
     frame = pd.DataFrame(rows)
@@ -187,6 +214,8 @@ def main() -> None:
     head += f"{'crops' if args.quick else searched}; {json.dumps(args.set)}"
     (args.out / "accuracy.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     picture(frame, args.out / "accuracy.png")
+    for parts in kept:
+        parts.remove()
     print(text)
 
 

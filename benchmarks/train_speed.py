@@ -94,7 +94,7 @@ class Bench:
         # Waiting for a GPU after each stage would slow what is measured: there only the sum counts.
         stage: Callable[[str], Any] = stages.stage if device.type == "cpu" else lambda _: contextlib.nullcontext()
         module.train()
-        module.embedder.set_trainable(cfg.callbacks.finetune.stages)
+        module.embedder.set_trainable(cfg.callbacks.finetune.stages, module.embedder.backbone.pretrained)
         for _ in range(self.args.epochs):
             batches = iter(loader)
             while True:

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
 
     Attributes:
         width: channels after the last stage.
-        pretrained: whether weights were given.
+        pretrained: whether weights were given, of some stages at least.
 
     Raises:
         InputError: unknown name, or weights that cannot be had.

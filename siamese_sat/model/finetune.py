@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -28,8 +28,9 @@ class TwoPhaseFinetune(Callback):
         stages: backbone stages that phase 2 trains.
         lr_factor: their learning rate as a part of the head's.
         batchnorm: ``trained`` normalises their features by each batch and learns the statistics; ``frozen`` keeps the
-            statistics that the weights brought, which small batches then cannot spoil; ``auto`` keeps them where the
-            backbone began with weights, and learns them where it began at random, which has none to keep.
+            statistics that they began with, which small batches then cannot spoil; ``auto`` is frozen where the
+            backbone was given weights, even of other stages only, and trained where it began at random. A resumed run
+            goes on as it began.
 
     Raises:
         InputError: a value out of its range, or no such stage.
@@ -50,6 +51,7 @@ class TwoPhaseFinetune(Callback):
         if batchnorm not in ("auto", "trained", "frozen"):
             raise InputError(f"callbacks.finetune.batchnorm={batchnorm!r} is neither auto, trained nor frozen.")
         self.batchnorm = batchnorm
+        self.keep_statistics: bool | None = None if batchnorm == "auto" else batchnorm == "frozen"
         self.warmup_epochs, self.stages, self.lr_factor = warmup_epochs, tuple(stages), lr_factor
         self._phase: int | None = None
 
@@ -57,15 +59,25 @@ class TwoPhaseFinetune(Callback):
         """Tells the module its backbone's learning rate before it makes the optimiser."""
         assert isinstance(pl_module, MetricLearner)
         pl_module.backbone_lr_factor = self.lr_factor
+        if self.keep_statistics is None:
+            self.keep_statistics = pl_module.embedder.backbone.pretrained
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run may not decide anew: its weights come from the checkpoint, whatever it was given."""
+        return {"keep_statistics": self.keep_statistics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The reverse of `state_dict`; what this run's config says outright stays."""
+        if self.batchnorm == "auto":
+            self.keep_statistics = state_dict["keep_statistics"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Applies the epoch's phase. Here and not earlier: DistributedDataParallel must first see all parameters."""
         assert isinstance(pl_module, MetricLearner)
         phase = 1 if trainer.current_epoch < self.warmup_epochs else 2
-        embedder = pl_module.embedder
-        keep = embedder.backbone.pretrained if self.batchnorm == "auto" else self.batchnorm == "frozen"
-        embedder.set_trainable(self.stages if phase == 2 else (), keep)
+        pl_module.embedder.set_trainable(self.stages if phase == 2 else (), bool(self.keep_statistics))
         if phase != self._phase:
             trained = ["projection", "head", *(self.stages if phase == 2 else ())]
-            log.info("Epoch %d: phase %d trains %s.", trainer.current_epoch, phase, ", ".join(trained))
+            kept = "; BatchNorm statistics of the stages stay" if phase == 2 and self.keep_statistics else ""
+            log.info("Epoch %d: phase %d trains %s%s.", trainer.current_epoch, phase, ", ".join(trained), kept)
         self._phase = phase

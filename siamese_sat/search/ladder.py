@@ -45,7 +45,7 @@ def ladder(
         object_size: level pixels of a thing in a level of its own; with more sizes to a level, the middle one.
         ratio: of neighbouring sizes, above 1.
         least: rungs on either side of the median exemplar, at least.
-        most: smaller than the median exemplar, at most; twice as many that are larger, which cost next to nothing.
+        most: smaller than the median exemplar, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
         sizes_per_level: neighbouring rungs that share a level; no more than there are.

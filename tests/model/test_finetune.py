@@ -201,6 +201,27 @@ def test_statistics_of_the_trained_stages_stay_where_they_are_worth_it(
     assert "backbone.layer4.0.bn1.weight" in seen[1]["changed"]
 
 
+def test_a_resumed_run_keeps_statistics_as_it_began_whatever_weights_it_is_given(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(resnet_tiny().state_dict(), tmp_path / "w.pth")
+    options = (*QUIET, "callbacks.finetune.warmup_epochs=0")
+    given, ckpt = f"model.weights={tmp_path / 'w.pth'}", "ckpt_path={}/checkpoints/last.ckpt"
+    for first, second, kept in ((given, "model.weights=null", True), ("model.weights=null", given, False)):
+        begun = tmp_path / f"kept_{kept}"
+        run(config(labelled, begun, *options, "trainer.max_epochs=1", first), monkeypatch)
+        on = ckpt.format(begun)
+        _, seen = run(
+            config(labelled, tmp_path / f"on_{kept}", *options, on, "trainer.max_epochs=2", second), monkeypatch
+        )
+        assert ("backbone.layer4.0.bn1.running_mean" not in seen[0]["changed"]) == kept
+        assert "backbone.layer4.0.bn1.weight" in seen[0]["changed"]
+    # What is said outright counts.
+    on, outright = ckpt.format(tmp_path / "kept_True"), "callbacks.finetune.batchnorm=trained"
+    _, seen = run(config(labelled, tmp_path / "said", *options, on, outright, "trainer.max_epochs=2"), monkeypatch)
+    assert "backbone.layer4.0.bn1.running_mean" in seen[0]["changed"]
+
+
 def test_points_of_a_loss_learn_and_are_taken_up_again(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

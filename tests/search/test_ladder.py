@@ -40,9 +40,10 @@ def test_no_more_levels_than_asked_for_on_either_side_of_the_median() -> None:
     )
 
 
-def test_the_largest_exemplar_is_sought_however_many_are_small() -> None:
-    found = ladder({"a": [8.0, 12.0, 17.0, 58.0, 70.0]}, 49.0, 1.25, 2, 4)["a"]
-    sought = [49 * step / 128 for step in found]
+@pytest.mark.parametrize("per_level", [1, 3])
+def test_the_largest_exemplar_is_sought_beside_many_small_ones(per_level: int) -> None:
+    found = module.ladder({"a": [8.0, 12.0, 17.0, 58.0, 70.0]}, 49.0, 1.25, 2, 4, None, per_level)["a"]
+    sought = sorted(r.appears * r.step / 128 for r in found)
     assert sought[-1] >= 1.1 * 70
     assert sought[-2] < 1.1 * 70
 
