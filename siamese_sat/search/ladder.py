@@ -1,8 +1,10 @@
-"""At which sizes a scene is searched: one ladder of sizes for all classes, and few levels that serve many of them.
+"""At which sizes a scene is searched: sizes of each class's own, and few levels that serve all classes.
 
 A rung is a size of things. At a level of its own, things of a rung appear at the one size at which templates are made;
 but the finest rungs cost most of a search, by the square. So neighbouring rungs share a level, in which templates are
-made at as many sizes.
+made at as many sizes. Rungs follow from a class's own exemplars: beside another class it is sought at the same sizes.
+Where levels lie, the class with the smallest things decides. A few exemplars seldom show the smallest thing that there
+is: one size more is sought in the finest level, where it costs no pixels.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ def ladder(
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
 ) -> dict[str, tuple[Rung, ...]]:
-    """Rungs of each class: from one below its smallest exemplar to one above its largest.
+    """Rungs of each class: from two below its smallest exemplar to one above its largest.
 
     Args:
         sizes: longer sides of a class's exemplars, scene pixels.
         object_size: level pixels of a thing in a level of its own; with more sizes to a level, the middle one.
         ratio: of neighbouring sizes, above 1.
-        least: rungs on either side of the median exemplar, at least.
+        least: rungs on either side of the median exemplar, at least; one more that is smaller.
         most: smaller than the median exemplar, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
@@ -53,41 +55,52 @@ def ladder(
     Returns:
         By class, rising.
     """
-    anchor = float(np.median(next(iter(sizes.values()))))
-
-    def place(size: float) -> float:
-        return math.log(size / anchor) / math.log(ratio)
-
-    finest = None if max_zoom is None else math.ceil(place(object_size / max_zoom) - 1e-9)
+    places = {name: _places(longer, object_size, ratio, least, most, max_zoom) for name, longer in sizes.items()}
+    per_level = min(sizes_per_level, max(len(found) for found, _ in places.values()))
+    finest = min(found[0] for found, _ in places.values())
+    # The smallest things decide: each of their rungs is the middle of a level or a whole number of rungs from it.
+    offsets = [finest + (per_level - 1) / 2 - i for i in range(per_level)]
+    every = [place for found, _ in places.values() for place in found]
+    offset = min(offsets, key=lambda o: _cost(every, ratio, per_level, o))
+    lowest = _level(finest, per_level, offset)
     rungs = {}
-    for name, longer in sizes.items():
-        middle = round(place(float(np.median(longer))))
-        low, high = (math.floor(place(size) + 0.5) for size in (min(longer), max(longer)))
-        low = max(min(low - 1, middle - least), middle - most)
-        if finest is not None:
-            low = max(low, min(finest, middle))
-        high = max(min(high + 1, middle + 2 * most), middle + min(least, most))
-        rungs[name] = range(low, high + 1)
-    every = sorted({k for found in rungs.values() for k in found})
-    per_level = min(sizes_per_level, len(every))
-    offset = min(range(per_level), key=lambda o: _cost(every, ratio, per_level, o))
-    return {
-        name: tuple(sorted({_rung(k, anchor, object_size, ratio, per_level, offset) for k in found}))
-        for name, found in rungs.items()
-    }
+    for name, (found, smaller) in places.items():
+        levels = [(place, _level(place, per_level, offset)) for place in found]
+        levels += [(place, max(_level(place, per_level, offset), lowest)) for place in smaller]
+        rungs[name] = tuple(sorted({_rung(place, object_size, ratio, level) for place, level in levels}))
+    return rungs
 
 
-def _level(rung: int, per_level: int, offset: int) -> float:
-    """The rung, or place between two, whose things appear at the middle size in this rung's level."""
-    return (rung - offset) // per_level * per_level + offset + (per_level - 1) / 2
+def _places(
+    longer: Sequence[float], object_size: float, ratio: float, least: int, most: int, max_zoom: float | None
+) -> tuple[list[float], list[float]]:
+    """A class's sizes, rising, and a smaller one that is worth no level of its own, or none.
+
+    They are logarithms to the base ``ratio`` of multiples of ``object_size``.
+    """
+    middle, smallest, largest = (
+        math.log(float(size) / object_size) / math.log(ratio) for size in (np.median(longer), min(longer), max(longer))
+    )
+    low = max(min(math.floor(smallest - middle + 0.5) - 1, -least), -most)
+    finest: float = -math.inf if max_zoom is None else math.ceil(-math.log(max_zoom) / math.log(ratio) - middle - 1e-9)
+    low = int(max(low, min(finest, 0)))
+    high = max(min(math.floor(largest - middle + 0.5) + 1, 2 * most), min(least, most))
+    further = [middle + low - 1] if low - 1 >= max(finest, -most) else []
+    return [middle + k for k in range(low, high + 1)], further
 
 
-def _cost(rungs: Sequence[int], ratio: float, per_level: int, offset: int) -> float:
+def _level(place: float, per_level: int, offset: float) -> float:
+    """The place whose things appear at the middle size in the level that is nearest to this one."""
+    return offset + per_level * math.floor((place - offset) / per_level + 0.5 - 1e-6)
+
+
+def _cost(places: Sequence[float], ratio: float, per_level: int, offset: float) -> float:
     """Level pixels of a search, to a factor."""
-    levels = sorted({_level(k, per_level, offset) for k in rungs})
-    return float(sum(ratio ** (-2 * level) for level in levels))
+    levels = {round(_level(place, per_level, offset), 6) for place in places}
+    return float(sum(ratio ** (-2 * level) for level in sorted(levels)))
 
 
-def _rung(rung: int, anchor: float, object_size: float, ratio: float, per_level: int, offset: int) -> Rung:
-    level = _level(rung, per_level, offset)
-    return Rung(max(1, round(anchor * ratio**level / object_size * UNIT)), object_size * ratio ** (rung - level))
+def _rung(place: float, object_size: float, ratio: float, level: float) -> Rung:
+    # To the last bits the same in every level, or a template would be made for each.
+    beside = round(place - level, 6)
+    return Rung(max(1, round(ratio**level * UNIT)), object_size * ratio**beside)
