@@ -3,8 +3,9 @@
 A rung is a size of things. At a level of its own, things of a rung appear at the one size at which templates are made;
 but the finest rungs cost most of a search, by the square. So neighbouring rungs share a level, in which templates are
 made at as many sizes. Rungs follow from a class's own exemplars: beside another class it is sought at the same sizes.
-Where levels lie, the class with the smallest things decides. A few exemplars seldom show the smallest thing that there
-is: one size more is sought in the finest level, where it costs no pixels.
+Levels follow from the class with the smallest things; those of another class may appear up to half a rung larger or
+smaller there. A few exemplars seldom show the smallest thing that there is: one size more is sought in a class's finest
+level, where it costs no pixels.
 """
 
 from __future__ import annotations
@@ -40,33 +41,33 @@ def ladder(
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
 ) -> dict[str, tuple[Rung, ...]]:
-    """Rungs of each class: from two below its smallest exemplar to one above its largest.
+    """Rungs of each class: from one below its smallest exemplar to one above its largest, and one smaller.
 
     Args:
         sizes: longer sides of a class's exemplars, scene pixels.
         object_size: level pixels of a thing in a level of its own; with more sizes to a level, the middle one.
         ratio: of neighbouring sizes, above 1.
-        least: rungs on either side of the median exemplar, at least; one more that is smaller.
+        least: rungs on either side of the median exemplar, at least.
         most: smaller than the median exemplar, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
-        sizes_per_level: neighbouring rungs that share a level; no more than there are.
+        sizes_per_level: neighbouring rungs of a class that share a level; no more than there are. The finest of a class
+            holds one more, where ``most`` and ``max_zoom`` allow it.
 
     Returns:
         By class, rising.
     """
     places = {name: _places(longer, object_size, ratio, least, most, max_zoom) for name, longer in sizes.items()}
     per_level = min(sizes_per_level, max(len(found) for found, _ in places.values()))
-    finest = min(found[0] for found, _ in places.values())
-    # The smallest things decide: each of their rungs is the middle of a level or a whole number of rungs from it.
-    offsets = [finest + (per_level - 1) / 2 - i for i in range(per_level)]
-    every = [place for found, _ in places.values() for place in found]
-    offset = min(offsets, key=lambda o: _cost(every, ratio, per_level, o))
-    lowest = _level(finest, per_level, offset)
+    # The smallest of all is the smallest in its level: the finest level is as coarse as can be.
+    offset = min(found[0] for found, _ in places.values()) + (per_level - 1) / 2
+    used = {_level(place, per_level, offset) for found, _ in places.values() for place in found}
     rungs = {}
     for name, (found, smaller) in places.items():
         levels = [(place, _level(place, per_level, offset)) for place in found]
-        levels += [(place, max(_level(place, per_level, offset), lowest)) for place in smaller]
+        for place in smaller:
+            own = _level(place, per_level, offset)
+            levels.append((place, own if own in used else levels[0][1]))
         rungs[name] = tuple(sorted({_rung(place, object_size, ratio, level) for place, level in levels}))
     return rungs
 
@@ -92,12 +93,6 @@ def _places(
 def _level(place: float, per_level: int, offset: float) -> float:
     """The place whose things appear at the middle size in the level that is nearest to this one."""
     return offset + per_level * math.floor((place - offset) / per_level + 0.5 - 1e-6)
-
-
-def _cost(places: Sequence[float], ratio: float, per_level: int, offset: float) -> float:
-    """Level pixels of a search, to a factor."""
-    levels = {round(_level(place, per_level, offset), 6) for place in places}
-    return float(sum(ratio ** (-2 * level) for level in sorted(levels)))
 
 
 def _rung(place: float, object_size: float, ratio: float, level: float) -> Rung:

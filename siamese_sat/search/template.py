@@ -38,7 +38,7 @@ from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.patch import sides_of
 from siamese_sat.search.rerank import looks
-from siamese_sat.search.template_settings import check_template_settings
+from siamese_sat.search.template_settings import check_template_settings, check_width
 from siamese_sat.search.whiten import Whitening, whiten
 
 # Places that match what the exemplars have in common less than this part of the threshold are not looked at closer.
@@ -59,12 +59,13 @@ class TemplateSearch:
         deep_weight: of the deep stage's cosine, that of the first being 1.
         deep_cells: of a template in the deep stage; odd.
         object_size: level pixels to which an exemplar's longer side is brought; with several sizes to a level, the
-            middle one.
+            middle one; up to half a ``scale_step`` from it beside a class of smaller things.
         cells: of a template along a side; odd.
         views: rotations of an exemplar, evenly over the circle.
         scale_step: ratio of neighbouring sizes of things.
-        sizes_per_level: neighbouring sizes that are sought in one level, each by exemplars of its size.
-        min_levels: sizes on either side of the median exemplar, at least; one more that is smaller, see `ladder`.
+        sizes_per_level: neighbouring sizes of a class that are sought in one level, each by exemplars of its size;
+            one smaller too in the finest, see `ladder`.
+        min_levels: sizes on either side of the median exemplar, at least.
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
@@ -141,6 +142,8 @@ class TemplateSearch:
             self.max_zoom,
             self.sizes_per_level,
         )
+        # Beside other classes things may appear larger than alone.
+        check_width(self, max(r.appears for found in rungs.values() for r in found))
         every = sorted({r.step for found in rungs.values() for r in found})
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,

@@ -30,13 +30,7 @@ def check_template_settings(method: TemplateSearch) -> None:
         )
     if method.sizes_per_level < 1:
         raise InputError("search.method: sizes_per_level must be 1 or more.")
-    largest = method.object_size * method.scale_step ** ((method.sizes_per_level - 1) / 2)
-    wide = method.cells * STRIDES.get(method.stage, 0)
-    if method.sizes_per_level > 1 and 0 < wide < largest:
-        raise InputError(
-            f"search.method: sizes_per_level={method.sizes_per_level} seeks things of {largest:.0f} level pixels in "
-            f"templates of {wide}; set a smaller sizes_per_level or object_size, or more cells."
-        )
+    check_width(method, method.object_size * method.scale_step ** ((method.sizes_per_level - 1) / 2))
     if not 0 <= method.contrast <= 1:
         raise InputError("search.method: contrast must lie between 0 and 1.")
     if not 0 < method.oblique_trust <= 1:
@@ -50,4 +44,18 @@ def check_template_settings(method: TemplateSearch) -> None:
         raise InputError(
             f"search.method.deep={method.deep_stage!r} does not come after search.method.stage={method.stage!r}; "
             "give a later stage, or null."
+        )
+
+
+def check_width(method: TemplateSearch, largest: float) -> None:
+    """Refuses settings by which things of ``largest`` level pixels do not fit in a template.
+
+    Raises:
+        InputError: they do not.
+    """
+    wide = method.cells * STRIDES.get(method.stage, 0)
+    if method.sizes_per_level > 1 and 0 < wide < largest:
+        raise InputError(
+            f"search.method: sizes_per_level={method.sizes_per_level} seeks things of {largest:.0f} level pixels in "
+            f"templates of {wide}; set a smaller sizes_per_level or object_size, or more cells."
         )

@@ -30,12 +30,28 @@ def test_one_smaller_size_is_sought_in_the_finest_level() -> None:
     assert found == (
         Rung(102, 31.36), Rung(102, 39.2), Rung(102, 49.0), Rung(102, 61.25), Rung(200, 39.2), Rung(200, 49.0)
     )  # fmt: skip
-    # Nor does it give another class a level.
-    both = module.ladder({"a": [49.0], "b": [4.9]}, 49.0, 1.25, 2, 4, None, 3)
-    assert {r.step for r in both["b"]} == {r.step for r in module.ladder({"b": [4.9]}, 49.0, 1.25, 2, 4, None, 3)["b"]}
+    assert module.ladder({"a": [49.0]}, 49.0, 1.25, 0, 0, None, 3)["a"] == (Rung(128, 49.0),)
 
 
-def test_from_one_below_the_smallest_to_one_above_the_largest() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "per_level", "max_zoom"),
+    [
+        ({"a": [4.9], "b": [49.0]}, 1, None),
+        ({"a": [10.0], "b": [60.0]}, 3, 6.0),
+        ({"a": [49.0], "b": [4.9]}, 3, None),
+        ({"a": [49.0], "b": [181.3]}, 2, None),
+        ({"a": [14.0, 6.0, 50.0], "b": [40.0], "c": [300.0]}, 3, 6.0),
+    ],
+)
+def test_the_smaller_size_opens_no_level(sizes: dict[str, list[float]], per_level: int, max_zoom: float | None) -> None:
+    found = module.ladder(sizes, 49.0, 1.25, 2, 4, max_zoom, per_level)
+    alone = {n: module.ladder({n: s}, 49.0, 1.25, 2, 4, max_zoom, per_level)[n] for n, s in sizes.items()}
+    assert {n: len(rungs) for n, rungs in found.items()} == {n: len(rungs) for n, rungs in alone.items()}
+    dear = [r for rungs in found.values() for r in (rungs[1:] if len(rungs) > 5 else rungs)]
+    assert {r.step for rungs in found.values() for r in rungs} == {r.step for r in dear}
+
+
+def test_from_below_the_smallest_to_above_the_largest() -> None:
     found = ladder({"a": [128 / 1.25**3, 128.0, 128 * 1.25**2]}, 128.0, 1.25, 2, 4)["a"]
     assert found == tuple(round(128 * 1.25**k) for k in range(-4, 4))
     # What lies between levels belongs to the nearer one.
@@ -62,7 +78,7 @@ def test_the_largest_exemplar_is_sought_beside_many_small_ones(per_level: int) -
 
 
 @pytest.mark.parametrize("per_level", [1, 2, 3])
-@pytest.mark.parametrize("ratio", [1.25, 1.0, 1.1, 3.7, 0.11, 0.9])
+@pytest.mark.parametrize("ratio", [1.25, 1.0, 1.1, 1.25**0.5, 1.25**-1.5, 3.7, 0.11, 0.9])
 def test_classes_share_levels_but_each_has_its_own_sizes(ratio: float, per_level: int) -> None:
     sizes = {"a": [40.0, 44.0, 46.0], "b": [44.0 * ratio]}
     found = module.ladder(sizes, 49.0, 1.25, 2, 4, None, per_level)
@@ -86,8 +102,9 @@ def test_neighbours_of_one_level_share_the_others() -> None:
     assert found["b"][:-1] == found["a"][1:]
 
 
-def test_tiny_things_have_whole_steps_once() -> None:
+def test_tiny_things_have_whole_steps() -> None:
     assert ladder({"a": [0.6]}, 49.0, 1.25, 3, 4) == {"a": (1, 1, 2, 3)}
+    assert ladder({"a": [0.1]}, 49.0, 1.25, 1, 1) == {"a": (1,)}
 
 
 def test_no_level_magnifies_more_than_asked_but_the_exemplars_own() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search import template as module
 from siamese_sat.search.dense import feature_tiles
@@ -178,3 +180,18 @@ def test_from_config_to_table_without_a_checkpoint(shown: dict[str, list[Exempla
     assert error(tuple(table.iloc[0, :4].astype(float)), truth)[0] < 2.5
     assert table.score.is_monotonic_decreasing
     assert (table.score[1:] < table.score[0] / 2).all()
+
+
+def test_things_that_would_not_fit_in_a_template_beside_smaller_ones_are_refused(
+    model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path
+) -> None:
+    """Levels follow from the smallest things: alone the larger would fit."""
+    scene = save(tmp_path / "a.tif", texture(2, 200, 200))
+    settings = {"deep": None, "samples": 4, "sizes_per_level": 4}
+    boat = shown["boat"][0]
+    x, y, right, low = boat.box
+    longer = max(right - x, low - y)
+    larger = replace(boat, class_name="larger", box=(x, y, x + longer * 1.25**0.4, y + longer * 1.25**0.4))
+    Searched(model, engine, [larger], scene, **settings)
+    with pytest.raises(InputError, match=r"sizes_per_level=4 seeks things of 7[0-9] level pixels in templates of 72"):
+        Searched(model, engine, [boat, larger], scene, **settings)
