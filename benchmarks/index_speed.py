@@ -149,11 +149,11 @@ def size(options: argparse.Namespace) -> dict[str, Any]:
             started = time.perf_counter()
             add(store, 0, count, parts)
             result["fill_s"] = time.perf_counter() - started
-            plain = store.bytes() or 0
+            plain = store.tables.bytes() or 0
             started = time.perf_counter()
             result["finish"] = store.finish(options.exact_below)
             result["finish_s"] = time.perf_counter() - started
-            result["bytes_per_window"] = (store.bytes() or 0) / count
+            result["bytes_per_window"] = (store.tables.bytes() or 0) / count
             result["of_which_vectors_and_columns"] = plain / count
     rng = np.random.default_rng(2)
     base = vectors(options.queries, parts, 12345)

@@ -57,7 +57,7 @@ def describe(store: Store, scenes: pd.DataFrame) -> dict[str, Any]:
         scenes: its scenes, as `Store.scenes` has them.
     """
     recipe = Recipe.from_dict(store.about()[0])
-    windows, size = int(scenes.windows.sum()), store.bytes()
+    windows, size = int(scenes.windows.sum()), store.tables.bytes()
     days = sorted(d for d in scenes.date if d is not None and not pd.isna(d))
     bounds = scenes[list(MAP)].to_numpy(float)
     placed = np.isfinite(bounds).all(axis=1)

@@ -8,30 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from siamese_sat.data.source import REMOTE
-from siamese_sat.errors import InputError
-from siamese_sat.search.index.lance import lancedb_module, make_inverted
+from siamese_sat.search.index.lance import make_inverted
 from siamese_sat.search.index.lock import only_writer
 from siamese_sat.search.index.schema import BOX, MAP, PLACE, among, cells_of, scene_schema, vectors_of, window_schema
+from siamese_sat.search.index.tables import Tables
 
 FloatArray = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.uint8]
 
 ABOUT, SCENES, WINDOWS = "about", "scenes", "windows"
-# Where in its own source LanceDB found an error; nobody who reads the sentence can use it.
-SOURCE = re.compile(r",? *\S*/[\w.-]+/src/\S*")
 LEARNED, ORDINARY = "learned", "ordinary"
 # Rows that are scanned faster than an inverted index pays for: some 20 ms on two cores.
 EXACT_BELOW = 100_000
@@ -73,18 +68,15 @@ class Store:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri if uri.startswith(REMOTE) else str(Path(uri).expanduser())
-        self._open: dict[str, Any] = {}
-        self._connection: Any = None
+        self.tables = Tables(uri)
+        self.uri = self.tables.uri
         self._windows: int | None = None
 
     @property
     def exists(self) -> bool:
         """Whether there is an index; False for an empty or missing folder."""
-        if not self.uri.startswith(REMOTE) and not (Path(self.uri) / f"{ABOUT}.lance").is_dir():
-            return False  # connecting would make the folder
-        with self._telling("read"):
-            return ABOUT in self._names()
+        with self.tables.telling("read"):
+            return self.tables.has(ABOUT)
 
     def create(self, about: Mapping[str, Any], tensors: bytes, dimensions: int, cells: int = 0) -> None:
         """Makes an empty index.
@@ -97,40 +89,36 @@ class Store:
         """
         import pyarrow as pa
 
-        with self._telling("made"):
+        with self.tables.telling("made"):
+            self.tables.forget()
             # The entry that makes it an index comes last; what an earlier attempt left before it is empty.
-            self._base.create_table(WINDOWS, schema=window_schema(dimensions, cells), mode="overwrite")
-            self._base.create_table(SCENES, schema=scene_schema(), mode="overwrite")
-            self._open.clear()
-            self._replace(ABOUT, {"about": [json.dumps(about)], "tensors": pa.array([tensors], pa.large_binary())})
+            self.tables.replace(WINDOWS, window_schema(dimensions, cells))
+            self.tables.replace(SCENES, scene_schema())
+            self.tables.replace(
+                ABOUT, {"about": [json.dumps(about)], "tensors": pa.array([tensors], pa.large_binary())}
+            )
 
     def about(self) -> tuple[dict[str, Any], bytes]:
         """What its vectors are made with, as `create` was told."""
-        with self._telling("read"):
-            row = self._table(ABOUT).to_arrow().to_pylist()[0]
+        with self.tables.telling("read"):
+            row = self.tables[ABOUT].to_arrow().to_pylist()[0]
         return json.loads(row["about"]), row["tensors"]
 
     def scenes(self) -> pd.DataFrame:
         """One row a scene, columns as in `scene_schema`, in the order of their numbers."""
-        with self._telling("read"):
-            found: pd.DataFrame = self._table(SCENES).to_arrow().to_pandas()
+        with self.tables.telling("read"):
+            found: pd.DataFrame = self.tables[SCENES].to_arrow().to_pandas()
         return found.sort_values("scene", ignore_index=True)
 
     def count(self) -> int:
         """Windows, those without a scene's entry too."""
-        with self._telling("read"):
-            return int(self._table(WINDOWS).count_rows())
-
-    def bytes(self) -> int | None:
-        """What all files take, earlier versions too; None in an object store, which does not tell cheaply."""
-        if self.uri.startswith(REMOTE):
-            return None
-        return sum(f.stat().st_size for f in Path(self.uri).rglob("*") if f.is_file())
+        with self.tables.telling("read"):
+            return int(self.tables[WINDOWS].count_rows())
 
     def indexed(self) -> int:
         """Windows that the inverted index knows; 0 without one. The others are compared one by one."""
-        with self._telling("read"):
-            table = self._table(WINDOWS)
+        with self.tables.telling("read"):
+            table = self.tables[WINDOWS]
             names = [i.name for i in table.list_indices() if "vector" in i.columns]
             return int(table.index_stats(names[0]).num_indexed_rows) if names else 0
 
@@ -142,16 +130,16 @@ class Store:
             InputError: another process writes; in an object store that is not seen.
         """
         with only_writer(self.uri):
-            self._open.clear()  # another process may have written since they were opened
+            self.tables.forget()  # another process may have written since they were opened
             if self.exists:
-                with self._telling("written"):
+                with self.tables.telling("written"):
                     self._recover()
             yield self
 
     def add_windows(self, rows: Any) -> None:  # noqa: ANN401 - a pyarrow table
         """Adds windows (see `window_schema`); they count when their scene has its entry."""
-        with self._telling("written"):
-            self._table(WINDOWS).add(rows)
+        with self.tables.telling("written"):
+            self.tables[WINDOWS].add(rows)
 
     def enter_scenes(self, rows: Any, replaced: Sequence[int] = ()) -> None:  # noqa: ANN401 - a pyarrow table
         """Enters scenes whose windows are all there, one commit for all.
@@ -160,23 +148,23 @@ class Store:
             rows: see `scene_schema`; an entry of the same path is replaced.
             replaced: numbers of the replaced entries, whose windows go.
         """
-        with self._telling("written"):
-            known = self._table(SCENES).merge_insert("path")
+        with self.tables.telling("written"):
+            known = self.tables[SCENES].merge_insert("path")
             known.when_matched_update_all().when_not_matched_insert_all().execute(rows)
             self.drop_windows(replaced)
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Takes scenes out by their numbers, entries first."""
-        with self._telling("written"):
+        with self.tables.telling("written"):
             if len(numbers):
-                self._table(SCENES).delete(among("scene", numbers))
+                self.tables[SCENES].delete(among("scene", numbers))
                 self.drop_windows(numbers)
 
     def drop_windows(self, numbers: Sequence[int]) -> None:
         """Deletes the windows of scenes, by their numbers; their entries stay."""
-        with self._telling("written"):
+        with self.tables.telling("written"):
             if len(numbers):
-                self._table(WINDOWS).delete(among("scene", numbers))
+                self.tables[WINDOWS].delete(among("scene", numbers))
 
     def finish(self, exact_below: int = EXACT_BELOW) -> str:
         """Gathers small files, and makes or completes the inverted index where there are windows enough.
@@ -184,8 +172,8 @@ class Store:
         Returns:
             What was done: ``exact``, ``built``, ``extended`` or ``rebuilt``.
         """
-        with self._telling("written"):
-            table, count, done = self._table(WINDOWS), self.count(), "exact"
+        with self.tables.telling("written"):
+            table, count, done = self.tables[WINDOWS], self.count(), "exact"
             if count >= exact_below:
                 indexed = self.indexed()
                 outgrown = count > OUTGROWN * (self._learned() or count)
@@ -194,16 +182,15 @@ class Store:
             if done in ("built", "rebuilt"):
                 # Gathered before, not after: an inverted index would be written anew. What gathering has replaced is as
                 # large as the table: it goes at once.
-                self._tidy(table, AT_ONCE)
+                self.tables.tidy(WINDOWS, AT_ONCE)
                 make_inverted(table, count)
-                self._replace(LEARNED, {"windows": [count]})
+                self.tables.replace(LEARNED, {"windows": [count]})
             else:
-                self._tidy(table, KEPT)
+                self.tables.tidy(WINDOWS, KEPT)
             if count:
-                self._replace(ORDINARY, self._draw())
-            for name in (SCENES, ORDINARY):
-                if name in self._open:
-                    self._tidy(self._open[name], KEPT)
+                self.tables.replace(ORDINARY, self._draw())
+            for name in (SCENES, *((ORDINARY,) if count else ())):
+                self.tables.tidy(name, KEPT)
         return done
 
     def nearest(
@@ -235,13 +222,13 @@ class Store:
         columns = [*BOX[:-1], *(MAP if placed else ()), "_distance"]
 
         def ask() -> Any:  # noqa: ANN401 - a LanceDB query
-            query = self._table(WINDOWS).search(np.asarray(vector, np.float16), vector_column_name="vector")
+            query = self.tables[WINDOWS].search(np.asarray(vector, np.float16), vector_column_name="vector")
             query = query.distance_type("cosine").limit(count).select(columns)
             return query.where(where, prefilter=True) if where else query
 
-        with self._telling("read"):
+        with self.tables.telling("read"):
             total = self._total()
-            meeting = int(self._table(WINDOWS).count_rows(where)) if where and narrow else total
+            meeting = int(self.tables[WINDOWS].count_rows(where)) if where and narrow else total
             if probe.exact or (meeting < total and meeting <= FEW):
                 table = ask().bypass_vector_index().to_arrow()
             else:
@@ -261,8 +248,8 @@ class Store:
             where: see `nearest`.
         """
         inside = f"map_x_min <= {x!r} AND map_x_max >= {x!r} AND map_y_min <= {y!r} AND map_y_max >= {y!r}"
-        with self._telling("read"):
-            ask = self._table(WINDOWS).search().where(f"{inside} AND {where}" if where else inside)
+        with self.tables.telling("read"):
+            ask = self.tables[WINDOWS].search().where(f"{inside} AND {where}" if where else inside)
             found: pd.DataFrame = ask.select([*PLACE, "vector"]).to_arrow().to_pandas()
         west, south, east, north = (found[c].to_numpy(float) for c in MAP)
         off = np.hypot((west + east) / 2 - x, (south + north) / 2 - y)
@@ -282,86 +269,47 @@ class Store:
         x0, y0, x1, y1 = box
         where = f"scene = {int(scene)} AND scale = {int(scale)}"
         where += f" AND x_min >= {x0!r} AND x_max <= {x1!r} AND y_min >= {y0!r} AND y_max <= {y1!r}"
-        with self._telling("read"):
-            found = self._table(WINDOWS).search().where(where).select(["x_min", "y_min", "cells"]).to_arrow()
+        with self.tables.telling("read"):
+            found = self.tables[WINDOWS].search().where(where).select(["x_min", "y_min", "cells"]).to_arrow()
         firsts = np.stack([found[c].to_numpy() for c in ("x_min", "y_min")], axis=1).astype(np.float64)
         return firsts, cells_of(found)
 
     def ordinary(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """Vectors ``[n, D]`` of windows drawn at random, and their sizes ``[n]``; kept apart, cheap to read."""
-        with self._telling("read"):
-            kept = self._table(ORDINARY).to_arrow() if ORDINARY in self._names() else self._draw()
+        with self.tables.telling("read"):
+            kept = self.tables[ORDINARY].to_arrow() if self.tables.has(ORDINARY) else self._draw()
             return vectors_of(kept), kept["scale"].to_numpy().astype(np.int32)
 
     def batches(self, columns: Sequence[str], where: str | None = None) -> Iterator[Any]:
         """All windows as pyarrow record batches, in no order."""
-        with self._telling("read"):
-            ask = self._table(WINDOWS).search().select(list(columns))
+        with self.tables.telling("read"):
+            ask = self.tables[WINDOWS].search().select(list(columns))
             yield from (ask.where(where) if where else ask).to_batches()
 
     def _draw(self) -> Any:  # noqa: ANN401 - a pyarrow table
-        table = self._table(WINDOWS)
+        table = self.tables[WINDOWS]
         total = int(table.count_rows())
         rows = np.random.default_rng(0).choice(total, min(SAMPLE, total), replace=False)
         return table.take_offsets(np.sort(rows).tolist()).select(["scale", "vector"]).to_arrow()
 
     def _learned(self) -> int | None:
         """Windows from which the inverted index's partitions were learned."""
-        if LEARNED not in self._names():
+        if not self.tables.has(LEARNED):
             return None
-        return int(self._table(LEARNED).to_arrow()["windows"][0].as_py())
+        return int(self.tables[LEARNED].to_arrow()["windows"][0].as_py())
 
     def _recover(self) -> None:
         """Deletes windows whose scene has no entry; that there are any shows in two counts."""
-        scenes = self._table(SCENES).to_arrow()
-        if self._table(WINDOWS).count_rows() == sum(scenes["windows"].to_pylist()):
+        scenes = self.tables[SCENES].to_arrow()
+        if self.tables[WINDOWS].count_rows() == sum(scenes["windows"].to_pylist()):
             return
         there: set[int] = set()
-        for batch in self._table(WINDOWS).search().select(["scene"]).to_batches():
+        for batch in self.tables[WINDOWS].search().select(["scene"]).to_batches():
             there.update(batch["scene"].unique().to_pylist())
         self.drop_windows(sorted(there - set(scenes["scene"].to_pylist())))
-
-    def _tidy(self, table: Any, kept: timedelta) -> None:  # noqa: ANN401 - a LanceDB table
-        """Gathers small files, completes indexes, and deletes what is older than ``kept`` and in no use."""
-        # Files that no version names are of a process that was killed: here, only one writes at a time.
-        table.optimize(cleanup_older_than=kept, delete_unverified=not self.uri.startswith(REMOTE))
-
-    def _replace(self, name: str, content: Any) -> None:  # noqa: ANN401 - a pyarrow table, or columns of one
-        import pyarrow as pa
-
-        table = content if isinstance(content, pa.Table) else pa.table(content)
-        self._open[name] = self._base.create_table(name, table, mode="overwrite")
-
-    @property
-    def _base(self) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
-        if self._connection is None:
-            self._connection = lancedb_module().connect(self.uri)
-        return self._connection
-
-    def _table(self, name: str) -> Any:  # noqa: ANN401 - lancedb is imported when it is used
-        if name not in self._open:
-            self._open[name] = self._base.open_table(name)
-        return self._open[name]
 
     def _total(self) -> int:
         """Windows when this was first asked: a measure, for which later ones do not count."""
         if self._windows is None:
-            self._windows = int(self._table(WINDOWS).count_rows())
+            self._windows = int(self.tables[WINDOWS].count_rows())
         return self._windows
-
-    def _names(self) -> list[str]:
-        return list(self._base.list_tables().tables)
-
-    @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            reason = SOURCE.sub("", reason)
-            raise InputError(
-                f"{self.uri}: the index cannot be {what} ({reason[:200]}); check the path, its rights and, in an "
-                f"object store, the credentials."
-            ) from error

@@ -66,12 +66,12 @@ class Written(Store):
     """A store that remembers its rows in the order in which they came."""
 
     def add_windows(self, rows: pa.Table) -> None:
-        self.tables = [*getattr(self, "tables", []), rows]
+        self.written = [*getattr(self, "written", []), rows]
         super().add_windows(rows)
 
     @property
     def rows(self) -> pa.Table:
-        return pa.concat_tables(self.tables).combine_chunks()
+        return pa.concat_tables(self.written).combine_chunks()
 
 
 def new_store(path: Path, dimensions: int = 8) -> Written:

@@ -65,7 +65,7 @@ def test_a_removal_cut_short_is_completed(tmp_path: Path) -> None:
         for number in (1, 2, 3):
             store.add_windows(rows(tmp_path, number, 4)[0])
             store.enter_scenes(entry(number, f"/{number}.tif", 4))
-        store._table("scenes").delete("scene = 2")  # the entry goes first
+        store.tables["scenes"].delete("scene = 2")  # the entry goes first
     with store.writing():
         assert store.count() == 8
     assert set(store.nearest(np.ones(8), 20).scene) == {1, 3}
@@ -141,7 +141,7 @@ def test_bytes_of_a_large_table_stay_within_bounds(tmp_path: Path) -> None:
     with store.writing():
         store.add_windows(rows(tmp_path, 1, 4000, dimensions=128)[0])
         store.enter_scenes(entry(1, "/a.tif", 4000))
-        before = store.bytes()
+        before = store.tables.bytes()
         assert before is not None
         # Vectors are 256; all other columns together take little.
         assert before / 4000 < 300
