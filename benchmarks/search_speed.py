@@ -8,7 +8,7 @@ names some: time does not depend on them), 64 px windows 32 px apart, taking tur
     original        the notebook's loop: per class, whole scene, list of patches, batches of 64, fp32
     sahi, torchgeo  their windows in a plain loop (``+ ours``: with this product's folded network and precision);
                     without either library a DataLoader over windows of our own making stands in for them ("loader")
-    template            the default search for one class at 5 sizes, one fewer than by default
+    template            the default search for one class at 5 sizes
     pyramid, five       the layers that it uses: over its own levels; over a level for each of the 5 sizes
 
 Prints medians, ratios (the median of each round's own) and stages; writes search_speed.md and .csv.
@@ -126,7 +126,7 @@ class Bench:
         return _row(time.perf_counter() - started, max(1, count // batch) * batch, Stages(), self.device)
 
     def template(self) -> dict[str, Any]:
-        """The default search for one class, but at 5 sizes."""
+        """The default search for one class."""
         stages = Stages()
         started = time.perf_counter()
         with stages.patched():

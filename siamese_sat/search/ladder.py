@@ -4,8 +4,7 @@ A rung is a size of things. At a level of its own, things of a rung appear at th
 but the finest rungs cost most of a search, by the square. So neighbouring rungs share a level, in which templates are
 made at as many sizes. Rungs follow from a class's own exemplars: beside another class it is sought at the same sizes.
 Levels follow from the class with the smallest things; those of another class may appear up to half a rung larger or
-smaller there. A few exemplars seldom show the smallest thing that there is: one size more is sought in a class's finest
-level, where it costs no pixels.
+smaller there.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def ladder(
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
 ) -> dict[str, tuple[Rung, ...]]:
-    """Rungs of each class: from one below its smallest exemplar to one above its largest, and one smaller.
+    """Rungs of each class: from one below its smallest exemplar to one above its largest.
 
     Args:
         sizes: longer sides of a class's exemplars, scene pixels.
@@ -51,34 +50,25 @@ def ladder(
         most: smaller than the median exemplar, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
-        sizes_per_level: neighbouring rungs of a class that share a level; no more than there are. The finest of a class
-            holds one more, where ``most`` and ``max_zoom`` allow it.
+        sizes_per_level: neighbouring rungs of a class that share a level; no more than there are.
 
     Returns:
         By class, rising.
     """
     places = {name: _places(longer, object_size, ratio, least, most, max_zoom) for name, longer in sizes.items()}
-    per_level = min(sizes_per_level, max(len(found) for found, _ in places.values()))
+    per_level = min(sizes_per_level, max(len(found) for found in places.values()))
     # The smallest of all is the smallest in its level: the finest level is as coarse as can be.
-    offset = min(found[0] for found, _ in places.values()) + (per_level - 1) / 2
-    used = {_level(place, per_level, offset) for found, _ in places.values() for place in found}
-    rungs = {}
-    for name, (found, smaller) in places.items():
-        levels = [(place, _level(place, per_level, offset)) for place in found]
-        for place in smaller:
-            own = _level(place, per_level, offset)
-            levels.append((place, own if own in used else levels[0][1]))
-        rungs[name] = tuple(sorted({_rung(place, object_size, ratio, level) for place, level in levels}))
-    return rungs
+    offset = min(found[0] for found in places.values()) + (per_level - 1) / 2
+    return {
+        name: tuple(sorted({_rung(place, object_size, ratio, per_level, offset) for place in found}))
+        for name, found in places.items()
+    }
 
 
 def _places(
     longer: Sequence[float], object_size: float, ratio: float, least: int, most: int, max_zoom: float | None
-) -> tuple[list[float], list[float]]:
-    """A class's sizes, rising, and a smaller one that is worth no level of its own, or none.
-
-    They are logarithms to the base ``ratio`` of multiples of ``object_size``.
-    """
+) -> list[float]:
+    """A class's sizes, rising: logarithms to the base ``ratio`` of multiples of ``object_size``."""
     middle, smallest, largest = (
         math.log(float(size) / object_size) / math.log(ratio) for size in (np.median(longer), min(longer), max(longer))
     )
@@ -86,8 +76,7 @@ def _places(
     finest: float = -math.inf if max_zoom is None else math.ceil(-math.log(max_zoom) / math.log(ratio) - middle - 1e-9)
     low = int(max(low, min(finest, 0)))
     high = max(min(math.floor(largest - middle + 0.5) + 1, 2 * most), min(least, most))
-    further = [middle + low - 1] if low - 1 >= max(finest, -most) else []
-    return [middle + k for k in range(low, high + 1)], further
+    return [middle + k for k in range(low, high + 1)]
 
 
 def _level(place: float, per_level: int, offset: float) -> float:
@@ -95,7 +84,8 @@ def _level(place: float, per_level: int, offset: float) -> float:
     return offset + per_level * math.floor((place - offset) / per_level + 0.5 - 1e-6)
 
 
-def _rung(place: float, object_size: float, ratio: float, level: float) -> Rung:
+def _rung(place: float, object_size: float, ratio: float, per_level: int, offset: float) -> Rung:
+    level = _level(place, per_level, offset)
     # To the last bits the same in every level, or a template would be made for each.
     beside = round(place - level, 6)
     return Rung(max(1, round(ratio**level * UNIT)), object_size * ratio**beside)

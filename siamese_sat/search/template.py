@@ -63,9 +63,8 @@ class TemplateSearch:
         cells: of a template along a side; odd.
         views: rotations of an exemplar, evenly over the circle.
         scale_step: ratio of neighbouring sizes of things.
-        sizes_per_level: neighbouring sizes of a class that are sought in one level, each by exemplars of its size;
-            one smaller too in the finest, see `ladder`.
-        min_levels: sizes on either side of the median exemplar, at least.
+        sizes_per_level: neighbouring sizes of a class that are sought in one level, each by exemplars of its size.
+        min_levels: sizes on either side of the median exemplar, at least, see `ladder`.
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.

@@ -53,8 +53,8 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
 def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
     boat = small.method.templates[0]
     sizes = sorted(((s, r) for r in boat.renditions for s in r.steps), key=lambda f: f[0] * f[1].appears)
-    assert len(sizes) == 6
-    step, rendition = sizes[level + 1]  # the first is the one that is worth no level
+    assert len(sizes) == 5
+    step, rendition = sizes[level]
     curve = ScoreCurve(0.5, 1.0)
     one = replace(boat, renditions=(replace(rendition, steps=(step,)),), curve=curve)
     monkeypatch.setattr(small.method, "templates", [one])

@@ -21,7 +21,7 @@ def test_the_same_twice(small: Searched, model: TrainedModel, shown: dict[str, l
     again = Searched(model, small.engine, [*shown["boat"], *shown["pool"]], small.scene)
     for one, two in zip(small.method.templates, again.method.templates, strict=True):
         assert one.curve == two.curve
-        assert len(one.renditions) == len(two.renditions) == 4
+        assert len(one.renditions) == len(two.renditions) == 3
         for ours, theirs in zip(one.renditions, two.renditions, strict=True):
             for part in ("kernels", "patches", "weights"):
                 assert torch.equal(getattr(ours.consensus, part), getattr(theirs.consensus, part))
@@ -98,7 +98,7 @@ def test_exemplars_of_other_sizes_score_each_other_less(model: TrainedModel, eng
     scene = save(tmp_path / "a.tif", pixels)
     exemplars = [Exemplar("boat", scene, b) for b in boxes]
     found, even = (
-        Searched(model, engine, exemplars, scene, samples=4, max_levels=2, size_spread=s).method.templates[0].left_out
+        Searched(model, engine, exemplars, scene, samples=4, size_spread=s).method.templates[0].left_out
         for s in (0.7, 1e6)
     )
     assert even.min() > 0.6
