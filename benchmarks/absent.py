@@ -43,7 +43,7 @@ def claims(args: argparse.Namespace, name: str, other: str) -> list[dict[str, ob
     train, labels, _, _ = load(args.data, name, quick=False)
     _, _, scenes, _ = load(args.data, other, quick=True)
     megapixels = sum(s.megapixels for s in scenes)
-    method, _ = prepared(args, settings_of("template", args.set), scenes, draws(args, labels, train))
+    method, _, _ = prepared(args, settings_of("template", args.set), scenes, draws(args, labels, train))
     work = Search(method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
     gathered = Gathered(rerank_of(method))
     plain: dict[str, Candidates] = {}

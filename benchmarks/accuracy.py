@@ -23,18 +23,22 @@ import numpy as np
 import pandas as pd
 import torch
 from bench import markdown
-from imagery import CLASSES, arguments, draws, load, prepared, settings_of
+from imagery import CLASSES, CONF, arguments, draws, load, prepared, settings_of
+from omegaconf import OmegaConf
 
 from siamese_sat.data.scene import Scene
 from siamese_sat.evaluate import ClassEvaluation, evaluate
 from siamese_sat.question import fingerprint, program
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.expansion import expand
 from siamese_sat.search.index.entry import signature, to_json
 from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.run import search_scenes
 
+# Of search.expansion, as search.py has them.
+EXPANSION = OmegaConf.load(CONF.parent / "default.yaml").expansion
 # F1 at the threshold in use should be at least this part of the best.
 WITHIN = 0.85
 
@@ -48,8 +52,9 @@ def run(
         test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
         truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
     exemplars = draws(args, train_labels, train)
-    method, started = prepared(args, settings, test, exemplars)
+    method, prepare, started = prepared(args, settings, test, exemplars)
     scenes = {s.path: s for s in test}
+    exemplars = expand(method, prepare, exemplars, scenes, args.nms_iou, **{**EXPANSION, "rounds": args.expansion})
     parts = Parts(args.out / "searched", _question(args, name, settings, method, exemplars, test))
     found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou, parts=parts)
     seconds = time.perf_counter() - started if found.taken == 0 else float("nan")
@@ -192,6 +197,13 @@ def main() -> None:
         default=[1, 2, 3, 4],
         help="in B, G, R, NIR order; 1 2 3: without near infrared",
     )
+    parser.add_argument(
+        "--expansion",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="in which the surest hits in the test scenes join the exemplars, as search.expansion has it",
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
@@ -212,6 +224,7 @@ def main() -> None:
     head = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
     searched = "whole test sets" if args.scenes is None else f"{args.scenes} test scenes"
     head += f"{'crops' if args.quick else searched}; {json.dumps(args.set)}"
+    head += f"; {args.expansion} rounds of expansion" if args.expansion else ""
     (args.out / "accuracy.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     picture(frame, args.out / "accuracy.png")
     for parts in kept:

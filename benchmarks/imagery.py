@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +93,12 @@ def draws(args: argparse.Namespace, labels: pd.DataFrame, scenes: Sequence[Scene
 
 def prepared(
     args: argparse.Namespace, settings: Mapping[str, object], test: Sequence[Scene], exemplars: Sequence[Exemplar]
-) -> tuple[SearchMethod, float]:
-    """A method by these settings, ready to search the scenes for the exemplars; and when that began, weights loaded."""
+) -> tuple[SearchMethod, Callable[[Sequence[Exemplar]], None], float]:
+    """A method by these settings, ready to search the scenes for the exemplars.
+
+    Returns:
+        It; what prepares it with other exemplars; and when preparing began, weights loaded.
+    """
     device = pick_device(args.device)
     if args.ckpt is not None:
         model = load_model(args.ckpt)
@@ -110,9 +114,13 @@ def prepared(
     method: SearchMethod = get_class(str(settings["_target_"]))(
         **{k: v for k, v in settings.items() if k != "_target_"}
     )
+
+    def prepare(shown: Sequence[Exemplar]) -> None:
+        method.prepare(model, engine, shown, lambda scene: model.radiometry, test)
+
     started = time.perf_counter()
-    method.prepare(model, engine, exemplars, lambda scene: model.radiometry, test)
-    return method, started
+    prepare(exemplars)
+    return method, prepare, started
 
 
 def arguments(description: str, out: str) -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from siamese_sat.data.radiometry import band_names, estimate, for_imagenet_weights
+from siamese_sat.device import cpu_has_bf16
 from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder, build_embedder
 from siamese_sat.model.statistics import measure
@@ -88,7 +89,7 @@ def collect(data: Path, names: list[str], most: int, rng: np.random.Generator) -
 
 def features(embedder: Embedder, images: Tensor) -> list[Tensor]:
     """Of both stages, ``[n, C, h, w]``."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=cpu_has_bf16()):
         first = embedder.features(images.contiguous(memory_format=torch.channels_last), "layer2")
         later = embedder.further(first, "layer3", "layer2")
     return [first.float(), later.float()]
