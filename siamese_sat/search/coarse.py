@@ -84,11 +84,13 @@ def find_peaks(
     pooled = F.avg_pool2d(grid, 2)
     kernels, weights = (torch.cat(parts) for parts in zip(*(_coarse(c) for c in wanted), strict=True))
     found = F.conv2d(pooled, kernels.to(dtype))[0].float()
-    energy = F.conv2d(pooled.float().square().sum(1, keepdim=True), weights)[0]
-    scores = [s.amax(0) for s in (found / energy.clamp(min=1e-12).sqrt()).split([len(c.kernels) for c in wanted])]
+    weighted = F.conv2d(pooled.float().square().sum(1, keepdim=True), weights)[0]
+    scores = [s.amax(0) for s in (found / weighted.clamp(min=1e-12).sqrt()).split([len(c.kernels) for c in wanted])]
     inside = F.max_pool2d(valid[None].float(), 2, ceil_mode=True)[0] > 0
+    # Once for all: windows overlap, and so do those of the classes.
+    energy = cells.float().square().sum(0, keepdim=True)
     return [
-        _fine(cells, one, score, limit, inside, valid, margin, most)
+        _fine(cells, energy, one, score, limit, inside, valid, margin, most)
         for one, score, limit in zip(wanted, scores, least, strict=True)
     ]
 
@@ -108,6 +110,7 @@ def _coarse(consensus: Consensus) -> tuple[Tensor, Tensor]:
 
 def _fine(
     cells: Tensor,
+    energy: Tensor,
     consensus: Consensus,
     coarse: Tensor,
     least: float,
@@ -131,7 +134,7 @@ def _fine(
     first = margin - size // 2
     y, x = first + 2 * row, first + 2 * column
     places = _of_map if len(row) > MANY * inner.numel() else _of_windows
-    found = places(cells, consensus, y, x, least)
+    found = places(cells, energy, consensus, y, x, least)
     row, column = found.y - first, found.x - first
     height, width = valid.shape
     keep = (row < height) & (column < width)
@@ -139,13 +142,14 @@ def _fine(
     return Peaks(found.y[keep], found.x[keep], found.dy[keep], found.dx[keep])
 
 
-def _of_windows(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
+def _of_windows(cells: Tensor, energy: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
     """Peaks among the four places of each coarse cell, the patch round whose first begins at ``y`` and ``x``."""
     size = consensus.kernels.shape[-1]
     parts: list[tuple[Tensor, ...]] = [(y[:0], x[:0], y[:0].float(), x[:0].float())]
     for at in range(0, len(y), BATCH):
         here_y, here_x = y[at : at + BATCH], x[at : at + BATCH]
-        score = _cosine(patches_at(cells, here_y - 1, here_x - 1, size + 3), consensus)
+        windows, energies = (patches_at(m, here_y - 1, here_x - 1, size + 3) for m in (cells, energy))
+        score = _cosine(windows, energies, consensus)
         peak = score[:, 1:3, 1:3] >= F.max_pool2d(score[:, None], 3, stride=1)[:, 0]
         number, down, right = torch.nonzero(peak & (score[:, 1:3, 1:3] >= least), as_tuple=True)
         # One window below the other makes them one map; what is read of it stays within a window.
@@ -154,9 +158,9 @@ def _of_windows(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least
     return Peaks(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
 
-def _of_map(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
+def _of_map(cells: Tensor, energy: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: float) -> Peaks:
     """The same from the whole map."""
-    score = _cosine(cells[None], consensus)[0]
+    score = _cosine(cells[None], energy[None], consensus)[0]
     peak = score >= F.max_pool2d(score[None, None], 3, stride=1, padding=1)[0, 0]
     asked = torch.zeros_like(peak)
     for down in (0, 1):
@@ -167,8 +171,14 @@ def _of_map(cells: Tensor, consensus: Consensus, y: Tensor, x: Tensor, least: fl
     return Peaks(row, column, dy, dx)
 
 
-def _cosine(windows: Tensor, consensus: Consensus) -> Tensor:
-    """Best view's cosine ``[n, h - size + 1, w - size + 1]`` at the places of windows ``[n, D, h, w]``."""
+def _cosine(windows: Tensor, energy: Tensor, consensus: Consensus) -> Tensor:
+    """Best view's cosine ``[n, h - size + 1, w - size + 1]`` at the places of windows.
+
+    Args:
+        windows: ``[n, D, h, w]``.
+        energy: ``[n, 1, h, w]`` of their cells.
+        consensus: of the class.
+    """
     found = F.conv2d(windows, consensus.kernels.to(windows.dtype)).float()
-    energy = F.conv2d(windows.float().square().sum(1, keepdim=True), consensus.weights[:, None])
-    return (found / energy.clamp(min=1e-12).sqrt()).amax(1)
+    weighted = F.conv2d(energy, consensus.weights[:, None])
+    return (found / weighted.clamp(min=1e-12).sqrt()).amax(1)
