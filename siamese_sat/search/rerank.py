@@ -29,7 +29,7 @@ from siamese_sat.search.score import AT_THRESHOLD
 FloatArray = npt.NDArray[np.float64]
 Looks = npt.NDArray[np.int8]
 
-# Candidates below this score say nothing and never rise.
+# Candidates below this score say nothing; of no more than it they never rise.
 FLOOR = 0.04
 # With so many candidates all of this counts half; with few a score says as much as they do together.
 FADE = 20
@@ -160,7 +160,8 @@ def rerank(
         wrong = int((moved < 0).sum() + (unseen.scores[theirs] >= FLOOR).sum())
         asked = part * _asked(wrong, int((moved > SURE_LOGIT).sum())) + (1 - part) * MIDDLE
         steep = part * STEEPNESS + (1 - part)
-        scores[mine] = _probability(steep * (moved - asked) + MIDDLE)
+        found = _probability(steep * (moved - asked) + MIDDLE)
+        scores[mine] = np.where(seen.scores[mine] > FLOOR, found, np.minimum(found, seen.scores[mine]))
         by_number = _probability(steep * (_logit(others[theirs]) - asked) + MIDDLE)
         others[theirs] = np.minimum(others[theirs], by_number)
     return replace(seen, scores=scores), replace(unseen, scores=others)

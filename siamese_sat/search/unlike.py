@@ -10,14 +10,16 @@ import numpy.typing as npt
 import torch
 from torchvision.ops import box_iou
 
-from siamese_sat.data.scene import Scene
+from siamese_sat.data.scene import PixelBox, Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.index.entry import scene_path
 from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
+from siamese_sat.search.rerank import FLOOR
 
 # Put before the name of a class for its negatives; no class name begins so.
 MARK = "\0unlike "
@@ -31,16 +33,20 @@ LEAST = 0.05
 class Unlike:
     """A method whose scores are p * p / (p + n): p its own, n that of the likest negative at the same place.
 
-    Where nothing unlike is, p stays; where both are as likely, half of it is left.
+    Where nothing unlike is, p stays; where both are as likely, half of it is left. Where a negative itself lies,
+    `FLOOR` is left: so it still tells re-ranking what is wrong.
 
     Attributes:
         method: that searches.
         negatives: of a class by its name, or of all where their name is no class.
+        against: numbers of the negatives' classes by that of the class that they are held against.
+        marked: boxes of negatives, and numbers of the classes that none of them is, by path of their scene.
     """
 
     method: SearchMethod
     negatives: Sequence[Exemplar]
     against: dict[int, list[int]] = field(default_factory=dict)
+    marked: dict[str, list[tuple[PixelBox, list[int]]]] = field(default_factory=dict)
 
     @property
     def classes(self) -> list[str]:
@@ -82,11 +88,16 @@ class Unlike:
         names = self.method.classes
         mine = self.classes
         self.against.clear()
+        self.marked.clear()
         for number, name in enumerate(names):
             if name.startswith(MARK):
                 of = name.removeprefix(MARK)
-                for positive in [of] if of in mine else mine:
-                    self.against.setdefault(names.index(positive), []).append(number)
+                positives = [names.index(positive) for positive in ([of] if of in mine else mine)]
+                for positive in positives:
+                    self.against.setdefault(positive, []).append(number)
+                for negative in self.negatives:
+                    if negative.class_name == of:
+                        self.marked.setdefault(scene_path(negative.scene.path), []).append((negative.box, positives))
         self.numbers = {names.index(name): i for i, name in enumerate(mine)}
 
     def windows(self, scene: Scene) -> dict[str, int]:
@@ -102,9 +113,22 @@ class Unlike:
         """See `Divisible`; the negatives' places are among them."""
         least = {n: LEAST if n.startswith(MARK) else thresholds[n] for n in self.method.classes}
         if isinstance(self.method, Divisible):
-            yield from self.method.some(scene, least, part)
-        elif part[0] == 0:
-            yield from self.method.candidates(scene, least)
+            parts = self.method.some(scene, least, part)
+        else:
+            parts = self.method.candidates(scene, least) if part[0] == 0 else iter(())
+        for found in parts:
+            yield self._told(scene, found)
+
+    def _told(self, scene: Scene, found: Candidates) -> Candidates:
+        """Places that are marked themselves are known to be wrong."""
+        scores = found.scores.copy()
+        for box, positives in self.marked.get(scene_path(scene.path), []):
+            middle = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+            here = ((middle >= box[:2]) & (middle <= box[2:])).all(axis=1)
+            here |= box_iou(torch.from_numpy(found.boxes), torch.tensor([box]).double())[:, 0].numpy() >= SAME
+            here &= np.isin(found.classes, positives)
+            scores[here] = np.minimum(scores[here], FLOOR)
+        return replace(found, scores=scores)
 
     def whole(self, found: Candidates, thresholds: Mapping[str, float]) -> Candidates:
         """See `Divisible`."""
@@ -124,4 +148,6 @@ def _lowered(found: Candidates, mine: npt.NDArray[np.bool_], others: npt.NDArray
         return scores
     overlap = box_iou(torch.from_numpy(found.regions[mine]), torch.from_numpy(found.regions[others])).numpy()
     unlike = np.where(overlap >= SAME, found.scores[others], 0.0).max(axis=1)
-    return np.asarray(scores * scores / np.maximum(scores + unlike, 1e-12))
+    lowered = scores * scores / np.maximum(scores + unlike, 1e-12)
+    # What is wrong for sure is what re-ranking learns from.
+    return np.asarray(np.maximum(lowered, np.minimum(scores, FLOOR)))

@@ -86,6 +86,24 @@ def test_what_looks_like_the_others_rises(seed: int) -> None:
     assert ((again.scores >= 0) & (again.scores <= 1)).all()
 
 
+def test_what_is_known_to_be_wrong_never_rises() -> None:
+    """However surely all that look like it are right; yet it is heard."""
+    found = alike(300, 0.9)
+    kept = np.zeros((300, 16), np.int8)
+    kept[np.arange(300), np.arange(300) % 2 * 8] = 127
+
+    def of(*some: float) -> npt.NDArray[np.float64]:
+        scores = np.where(np.arange(300) % 2, 0.1, 0.9)
+        scores[: 2 * len(some) : 2] = some
+        return rerank(replace(found, scores=scores, looks=kept), np.zeros(300, np.int64), 2.0).scores
+
+    plain, known, nearly = of(), of(FLOOR), of(FLOOR + 1e-6)
+    assert nearly[0] > 0.3
+    assert known[0] == FLOOR
+    np.testing.assert_allclose(known[1:], nearly[1:], atol=1e-4)
+    assert 1 - of(*[FLOOR] * 60)[200] > 5 * (1 - plain[200])
+
+
 def test_classes_do_not_mix() -> None:
     found, _, scenes = things(1, 160, classes=2)
     both = rerank(found, scenes, 2.0)
@@ -400,7 +418,7 @@ def test_what_a_negative_lies_on_draws_its_like_down(tmp_path: Path) -> None:
                 yield replace(unlike, classes=np.ones(len(unlike.scores), np.int64), scores=unlike.scores + 0.3)
 
     def scores(*negatives: str) -> npt.NDArray[np.float64]:
-        method = Unlike(Both(2.0, {}), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])
+        method = Unlike(Both(2.0, {}), [Exemplar(n, scene, (60, 60, 61, 61)) for n in negatives])
         shown = [Exemplar("boat", scene, (0, 0, 1, 1))]
         method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene])
         rows = search_scenes({"a.tif": scene}, method, {"boat": 0.0}, 1.0).detections.sort_values("x_min")

@@ -10,6 +10,7 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.rerank import FLOOR
 from siamese_sat.search.unlike import Unlike
 from tests.conftest import make_scene, ramp
 from tests.search.conftest import correlation_model, engine_of
@@ -69,6 +70,28 @@ def test_negatives_lower_what_lies_where_they_do(scene: Scene) -> None:
 def test_negatives_of_a_class_are_against_it_alone(scene: Scene) -> None:
     assert scores(prepared(scene, "boat"), scene, 0.0)[("raft", 50)] == 0.7
     assert scores(prepared(scene, "boat"), scene, 0.0)[("boat", 0)] == 0.4
+
+
+def test_what_is_marked_does_not_come_back(tmp_path: Path, scene: Scene) -> None:
+    """Where the negative itself lies, in its own scene and of the class that it is none of."""
+    other = make_scene(tmp_path / "b.tif", ramp(1, 8, 8))
+    for box in [(50, 0, 60, 10), (53, 2, 65, 14), (48, 0, 56, 10)]:  # the same, one round its centre, one beside it
+        method = Unlike(Told(), [Exemplar("raft", scene, box)])  # type: ignore[arg-type]
+        model = correlation_model()
+        shown = [Exemplar(n, scene, (0, 0, 1, 1)) for n in ("boat", "raft")]
+        method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene, other])  # noqa: B023
+        assert scores(method, scene, 0.0) == {
+            ("boat", 0): 0.8, ("boat", 50): 0.6, ("boat", 100): 0.4, ("raft", 50): FLOOR,
+        }  # fmt: skip
+        assert ("raft", 50) not in scores(method, scene, 0.05)
+        assert scores(method, other, 0.0)[("raft", 50)] == 0.35, "as likely as what it is unlike"
+
+
+def test_what_is_unlike_still_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLACES, "boat", [(200, 0.1), (52, 0.01)])
+    found = scores(prepared(scene, "jetty"), scene, 0.0)
+    assert found[("boat", 200)] == FLOOR, "0.01 by the negative at 0.9"
+    assert found[("boat", 52)] == 0.01
 
 
 def test_negatives_alone_are_nothing(scene: Scene) -> None:
