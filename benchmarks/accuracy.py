@@ -36,6 +36,7 @@ from siamese_sat.search.index.entry import signature, to_json
 from siamese_sat.search.method import SearchMethod
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.run import search_scenes
+from siamese_sat.search.unlike import Unlike
 
 # Of search.expansion, as search.py has them.
 EXPANSION = OmegaConf.load(CONF.parent / "default.yaml").expansion
@@ -55,13 +56,20 @@ def run(
     method, prepare, started = prepared(args, settings, test, exemplars)
     scenes = {s.path: s for s in test}
     exemplars = expand(method, prepare, exemplars, scenes, args.nms_iou, **{**EXPANSION, "rounds": args.expansion})
-    parts = Parts(args.out / "searched", _question(args, name, settings, method, exemplars, test))
-    found = search_scenes(scenes, method, dict.fromkeys(method.classes, 0.0), args.nms_iou, parts=parts)
+    shown: list[Exemplar] = exemplars
+    asked = method
+    if args.mistakes:
+        negatives = _mistakes(args, method, scenes, truth)
+        asked = Unlike(method, negatives)
+        prepare(exemplars, asked)
+        shown = [*exemplars, *negatives]
+    parts = Parts(args.out / "searched", _question(args, name, settings, method, shown, test))
+    found = search_scenes(scenes, asked, dict.fromkeys(asked.classes, 0.0), args.nms_iou, parts=parts)
     seconds = time.perf_counter() - started if found.taken == 0 else float("nan")
     truth = truth.rename(columns={"scene": "filename"})
     sizes = {s.path: (s.aoi[2] - s.aoi[0], s.aoi[3] - s.aoi[1]) for s in test}
     rows: list[dict[str, object]] = []
-    for drawn in method.classes:
+    for drawn in asked.classes:
         mine = found.detections[found.detections.class_name == drawn].assign(class_name=name)
         entry = evaluate(mine, truth.assign(class_name=name), sizes, args.threshold).per_class[name]
         count, number = drawn.split(" exemplars, draw ")
@@ -76,6 +84,26 @@ def run(
             }
         )  # fmt: skip
     return rows, parts
+
+
+def _mistakes(
+    args: argparse.Namespace, method: SearchMethod, scenes: Mapping[str, Scene], truth: pd.DataFrame
+) -> list[Exemplar]:
+    """Each draw's surest detections that touch no labelled thing, as a user marks them."""
+    found = search_scenes(scenes, method, dict.fromkeys(method.classes, args.threshold), args.nms_iou).detections
+    boxes = {path: part[["x_min", "y_min", "x_max", "y_max"]].to_numpy(float) for path, part in truth.groupby("scene")}
+    none = np.empty((0, 4))
+    marked: list[Exemplar] = []
+    for drawn, rows in found.groupby("class_name", sort=False):
+        mine: list[Exemplar] = []
+        for row in rows.itertuples(index=False):
+            x_min, y_min, x_max, y_max = (float(v) for v in (row.x_min, row.y_min, row.x_max, row.y_max))
+            there = boxes.get(str(row.filename), none)
+            touched = (there[:, :2] < [x_max, y_max]).all(axis=1) & (there[:, 2:] > [x_min, y_min]).all(axis=1)
+            if not touched.any() and len(mine) < args.mistakes:
+                mine.append(Exemplar(str(drawn), scenes[str(row.filename)], (x_min, y_min, x_max, y_max)))
+        marked += mine
+    return marked
 
 
 def _question(
@@ -204,6 +232,13 @@ def main() -> None:
         metavar="ROUNDS",
         help="in which the surest hits in the test scenes join the exemplars, as search.expansion has it",
     )
+    parser.add_argument(
+        "--mistakes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="mark each draw's N surest mistakes, as feedback.negatives does, and search again",
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("siamese_sat").setLevel(logging.ERROR)
@@ -225,6 +260,7 @@ def main() -> None:
     searched = "whole test sets" if args.scenes is None else f"{args.scenes} test scenes"
     head += f"{'crops' if args.quick else searched}; {json.dumps(args.set)}"
     head += f"; {args.expansion} rounds of expansion" if args.expansion else ""
+    head += f"; {args.mistakes} mistakes marked" if args.mistakes else ""
     (args.out / "accuracy.md").write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     picture(frame, args.out / "accuracy.png")
     for parts in kept:

@@ -93,11 +93,11 @@ def draws(args: argparse.Namespace, labels: pd.DataFrame, scenes: Sequence[Scene
 
 def prepared(
     args: argparse.Namespace, settings: Mapping[str, object], test: Sequence[Scene], exemplars: Sequence[Exemplar]
-) -> tuple[SearchMethod, Callable[[Sequence[Exemplar]], None], float]:
+) -> tuple[SearchMethod, Callable[..., None], float]:
     """A method by these settings, ready to search the scenes for the exemplars.
 
     Returns:
-        It; what prepares it with other exemplars; and when preparing began, weights loaded.
+        It; what prepares it, or one that is made of it, with other exemplars; and when preparing began, weights loaded.
     """
     device = pick_device(args.device)
     if args.ckpt is not None:
@@ -115,8 +115,8 @@ def prepared(
         **{k: v for k, v in settings.items() if k != "_target_"}
     )
 
-    def prepare(shown: Sequence[Exemplar]) -> None:
-        method.prepare(model, engine, shown, lambda scene: model.radiometry, test)
+    def prepare(shown: Sequence[Exemplar], made: SearchMethod = method) -> None:
+        made.prepare(model, engine, shown, lambda scene: model.radiometry, test)
 
     started = time.perf_counter()
     prepare(exemplars)

@@ -149,5 +149,5 @@ def _lowered(found: Candidates, mine: npt.NDArray[np.bool_], others: npt.NDArray
     overlap = box_iou(torch.from_numpy(found.regions[mine]), torch.from_numpy(found.regions[others])).numpy()
     unlike = np.where(overlap >= SAME, found.scores[others], 0.0).max(axis=1)
     lowered = scores * scores / np.maximum(scores + unlike, 1e-12)
-    # What is wrong for sure is what re-ranking learns from.
-    return np.asarray(np.maximum(lowered, np.minimum(scores, FLOOR)))
+    # What re-ranking hears, it hears still: what is surely wrong is what it learns from.
+    return np.asarray(np.where(scores >= FLOOR, np.maximum(lowered, FLOOR), lowered))
