@@ -75,11 +75,12 @@ def test_negatives_of_a_class_are_against_it_alone(scene: Scene) -> None:
 def test_what_is_marked_does_not_come_back(tmp_path: Path, scene: Scene) -> None:
     """Where the negative itself lies, in its own scene and of the class that it is none of."""
     other = make_scene(tmp_path / "b.tif", ramp(1, 8, 8))
+    radiometry = correlation_model().radiometry
+    shown = [Exemplar(n, scene, (0, 0, 1, 1)) for n in ("boat", "raft")]
     for box in [(50, 0, 60, 10), (53, 2, 65, 14), (48, 0, 56, 10)]:  # the same, one round its centre, one beside it
         method = Unlike(Told(), [Exemplar("raft", scene, box)])  # type: ignore[arg-type]
         model = correlation_model()
-        shown = [Exemplar(n, scene, (0, 0, 1, 1)) for n in ("boat", "raft")]
-        method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene, other])  # noqa: B023
+        method.prepare(model, engine_of(model), shown, lambda s: radiometry, [scene, other])
         assert scores(method, scene, 0.0) == {
             ("boat", 0): 0.8, ("boat", 50): 0.6, ("boat", 100): 0.4, ("raft", 50): FLOOR,
         }  # fmt: skip
