@@ -21,6 +21,21 @@ def dihedral(batch: Tensor, view: int) -> Tensor:
     return torch.rot90(mirrored, view % 4, (-2, -1))
 
 
+def _each_its_view(batch: Tensor, views: Tensor) -> Tensor:
+    """`dihedral` with a view for each chip; nothing depends on how many have which, for which a GPU would wait.
+
+    Args:
+        batch: ``[B, C, S, S]``.
+        views: ``[B, 1, 1, 1]``.
+    """
+    turns = views % 4
+    # A quarter turn mirrors, then transposes; three do the same after half a turn.
+    across = (views >= 4) ^ (turns == 1) ^ (turns == 2)
+    batch = torch.where(across, batch.flip(-1), batch)
+    batch = torch.where(turns >= 2, batch.flip(-2), batch)
+    return torch.where(turns % 2 == 0, batch, batch.transpose(-2, -1))
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random views and radiometry; each part is switched off by False or 0.
@@ -42,11 +57,7 @@ class Augment:
         count, bands = batch.shape[:2]
         if self.dihedral:
             views = torch.randint(VIEWS, (count,), generator=generator, device=batch.device)
-            out = torch.empty_like(batch)
-            for view in range(VIEWS):
-                chosen = views == view
-                out[chosen] = dihedral(batch[chosen], view)
-            batch = out
+            batch = _each_its_view(batch, views[:, None, None, None])
         if self.gain or self.offset:
             draw = torch.rand(2, count, bands, 1, 1, generator=generator, device=batch.device) * 2 - 1
             batch = torch.addcmul(self.offset * draw[1], batch, 1 + self.gain * draw[0])

@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch as it stands, PyTorch compiled, or OpenVINO. The function is the same but for rounding.
+"""What runs a network: PyTorch as it is, replayed or compiled, or OpenVINO. The function is the same but for rounding.
 
 Compiled networks take images of any size: what is made anew for each size would cost more than it wins where scenes
 have tiles of many, and its bits could depend on which came first.
@@ -7,6 +7,7 @@ have tiles of many, and its bits could depend on which came first.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 import threading
 from collections.abc import Callable
@@ -20,24 +21,30 @@ from siamese_sat.model.vino import PRECISIONS, OpenVINO, openvino_module
 
 log = logging.getLogger(__name__)
 
-RUNTIMES = ("auto", "eager", "compile", "openvino")
+RUNTIMES = ("auto", "eager", "cudagraph", "compile", "openvino")
 # Graphs that PyTorch may make of one network: sizes of 1 get one of their own, all others share one.
 GRAPHS = 16
+# A GPU that is given more pixels than this at once computes longer than Python takes to tell it what to compute.
+REPLAYED = 512 * 64 * 64
 
 
 def pick_runtime(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """``auto`` is OpenVINO where it is installed and can do what is asked, on a CPU in fp32 or bf16; else ``eager``.
+    """``auto`` is OpenVINO where it is installed and can do it, on a CPU in fp32 or bf16; on a GPU ``cudagraph``.
 
     Returns:
-        ``eager``, ``compile`` or ``openvino``.
+        ``eager``, ``cudagraph``, ``compile`` or ``openvino``.
 
     Raises:
-        InputError: an unknown name, or OpenVINO is asked for and is not installed, or cannot do it.
+        InputError: an unknown name, or one that cannot be had: OpenVINO is not installed, there is no GPU.
     """
     if name not in RUNTIMES:
         raise InputError(f"search.runtime={name!r} is none of {', '.join(RUNTIMES)}.")
     if name == "auto":
+        if device.type == "cuda":
+            return "cudagraph"
         return "openvino" if device.type == "cpu" and dtype in PRECISIONS and _usable() else "eager"
+    if name == "cudagraph" and device.type != "cuda":
+        raise InputError(f"search.runtime=cudagraph runs on a GPU, not on {device}; set search.runtime=auto.")
     if name == "openvino":
         if device.type != "cpu":
             raise InputError(f"search.runtime=openvino runs on the CPU, not on {device}; set search.device=cpu.")
@@ -107,7 +114,9 @@ class Runner:
                     ) from error
                 log.warning("OpenVINO cannot run the network (%s): PyTorch does.", _first_line(error))
                 return self.network
-        return _compile_torch(self.network, images.device) if chosen == "compile" else self.network
+        if chosen == "compile":
+            return _compile_torch(self.network, images.device)
+        return Replayed(self.network) if chosen == "cudagraph" else self.network
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_made": None, "_lock": None}
@@ -117,17 +126,65 @@ class Runner:
         self._lock = threading.Lock()
 
 
+class Replayed:
+    """A network on a GPU whose kernels are recorded once and then started together.
+
+    Started one by one, those of a ResNet50 take Python 2 ms, as long as an H200 takes for 350 windows of 64 pixels:
+    batches of 64 would leave it idle for most of the time. Recorded is the first size of no more than `REPLAYED` pixels
+    that comes twice in a row, as full batches do; all others run as they are. Threads may share it.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self.network = network
+        self._lock = threading.Lock()
+        self._last: torch.Size | None = None
+        self._tried = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._input = self._output = torch.empty(0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The network's output, a tensor of its own each time."""
+        with self._lock:
+            if not self._tried and images.shape == self._last and images[:, 0].numel() <= REPLAYED:
+                self._tried = True
+                try:
+                    self._record(images)
+                except RuntimeError as error:  # no memory for it, an operation that cannot be recorded
+                    log.warning("The network cannot be recorded on the GPU (%s): it runs as it is.", _first_line(error))
+            self._last = images.shape
+            if self._graph is not None and images.shape == self._input.shape:
+                self._input.copy_(images)
+                self._graph.replay()
+                return self._output.clone()
+        return self.network(images)
+
+    def _record(self, images: Tensor) -> None:
+        graph, taken = torch.cuda.CUDAGraph(), images.clone(memory_format=torch.preserve_format)
+        # Beside the current stream, where nothing else is started meanwhile; what a first run makes is not recorded.
+        beside = torch.cuda.Stream(images.device)
+        beside.wait_stream(torch.cuda.current_stream(images.device))
+        with torch.cuda.stream(beside):
+            self.network(taken)
+        torch.cuda.current_stream(images.device).wait_stream(beside)
+        # Only this thread's: another one may be pinning the next tile.
+        with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+            output = self.network(taken)
+        self._graph, self._input, self._output = graph, taken, output
+
+
 def _compile_torch(network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """By TorchInductor; on a CPU with the weights as constants, which it lays out for each convolution beforehand."""
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
+    # Before they were options of one network alone, all shared torch._dynamo's limit of 8.
+    limits = {"recompile_limit": GRAPHS, "isolate_recompiles": True}
+    known = limits.keys() & inspect.signature(torch.compile).parameters
     compiled: Callable[[Tensor], Tensor] = torch.compile(  # type: ignore[call-overload] # its stub is behind
         network,
         dynamic=True,
         options={"freezing": device.type == "cpu"},
-        recompile_limit=GRAPHS,
-        isolate_recompiles=True,
+        **{name: limits[name] for name in known},
     )
 
     def run(images: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search import window as grid
 from siamese_sat.search.detect import Candidates
-from siamese_sat.search.engine import Engine
+from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.fetch import Fetched, one_behind
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.sliding import AROUND, choose
@@ -173,12 +174,20 @@ class WindowSearch:
         prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device, torch.float64)
         least = torch.tensor([thresholds[t.name] for t in self.targets])
         source = self.sliding or self.engine
-        for got in source.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
-            if isinstance(got, Failure):
-                yield got
+
+        def compared() -> Iterator[tuple[Embedded, Fetched] | Failure]:
+            for got in source.vectors(jobs, self.radiometry_of, self.model.chip.size, self.stride):
+                if isinstance(got, Failure):
+                    yield got
+                else:
+                    # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
+                    yield got, Fetched(self.model.calibration((got.vectors.double() @ prototypes.T).float()))
+
+        for one_got in one_behind(compared()):
+            if isinstance(one_got, Failure):
+                yield one_got
                 continue
-            # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
-            every = self.model.calibration((got.vectors.double() @ prototypes.T).float()).cpu()
+            got, every = one_got[0], one_got[1].get()
             found = []
             for job in np.unique(got.jobs):
                 mine, one = np.flatnonzero(got.jobs == job), int(job) % len(self.passes)

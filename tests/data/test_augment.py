@@ -35,6 +35,14 @@ def test_a_batch_holds_all_views_and_nothing_else() -> None:
     assert counts.min() > 25  # 50 expected
 
 
+def test_each_chip_has_the_view_that_was_drawn_for_it() -> None:
+    batch = torch.rand(100, 3, 5, 5)
+    views = torch.randint(VIEWS, (100,), generator=seeded())
+    got = Augment(gain=0, offset=0, noise=0)(batch, seeded())
+    wanted = torch.stack([dihedral(chip, view) for chip, view in zip(batch, views.tolist(), strict=True)])
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
 def test_each_chip_keeps_its_place_in_the_batch() -> None:
     batch = torch.arange(20.0)[:, None, None, None].expand(20, 1, 4, 4)
     torch.testing.assert_close(Augment(gain=0, offset=0, noise=0)(batch, seeded()), batch)

@@ -204,7 +204,7 @@ def test_auto_picks_openvino_where_it_can_be(monkeypatch: pytest.MonkeyPatch) ->
     for dtype in (torch.float32, torch.bfloat16):
         assert pick_runtime("auto", CPU, dtype) == ("openvino" if there else "eager")
     assert pick_runtime("auto", CPU, torch.float16) == "eager"
-    assert pick_runtime("auto", torch.device("cuda"), torch.float16) == "eager"
+    assert pick_runtime("auto", torch.device("cuda"), torch.float16) == "cudagraph"
     for name in ("eager", "compile"):
         assert pick_runtime(name, CPU, torch.float32) == name
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -212,10 +212,12 @@ def test_auto_picks_openvino_where_it_can_be(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="runtime='onnx' is none of auto, eager, compile, openvino"):
+    with pytest.raises(InputError, match="runtime='onnx' is none of auto, eager, cudagraph, compile, openvino"):
         DeployedEmbedder(trained("resnet_tiny"), runtime="onnx")
     with pytest.raises(InputError, match="runtime=openvino runs on the CPU, not on cuda:1"):
         pick_runtime("openvino", torch.device("cuda:1"), torch.float16)
+    with pytest.raises(InputError, match=r"runtime=cudagraph runs on a GPU, not on cpu; set search\.runtime=auto"):
+        DeployedEmbedder(trained("resnet_tiny"), runtime="cudagraph")
     with pytest.raises(InputError, match="computes in fp32 or bf16"):
         pick_runtime("openvino", CPU, torch.float16)
     monkeypatch.setitem(sys.modules, "openvino", None)
