@@ -20,6 +20,10 @@ from siamese_sat.errors import InputError
 log = logging.getLogger(__name__)
 
 
+# Put before the name of a class for what is unlike it; no class name begins so.
+NEGATIVE = "\0unlike "
+
+
 @dataclass(frozen=True)
 class Exemplar:
     """One labelled box in a scene.

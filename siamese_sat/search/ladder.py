@@ -10,7 +10,7 @@ smaller there.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ def ladder(
     most: int,
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
+    following: Collection[str] = (),
 ) -> dict[str, tuple[Rung, ...]]:
     """Rungs of each class: from one below its smallest exemplar to one above its largest.
 
@@ -51,14 +52,16 @@ def ladder(
         max_zoom: ``object_size`` per scene pixel of the smallest things, at most, or as many as the median exemplar
             has: smaller ones cost by the square and show blurs. None: no limit.
         sizes_per_level: neighbouring rungs of a class that share a level; no more than there are.
+        following: classes by which the levels of the others do not change; not all.
 
     Returns:
         By class, rising.
     """
     places = {name: _places(longer, object_size, ratio, least, most, max_zoom) for name, longer in sizes.items()}
-    per_level = min(sizes_per_level, max(len(found) for found in places.values()))
+    leading = [found for name, found in places.items() if name not in following]
+    per_level = min(sizes_per_level, max(map(len, leading)))
     # The smallest of all is the smallest in its level: the finest level is as coarse as can be.
-    offset = min(found[0] for found in places.values()) + (per_level - 1) / 2
+    offset = min(found[0] for found in leading) + (per_level - 1) / 2
     return {
         name: tuple(sorted({_rung(place, object_size, ratio, per_level, offset) for place in found}))
         for name, found in places.items()

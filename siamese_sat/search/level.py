@@ -91,7 +91,7 @@ def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) 
     small = [resize(band[None, None].to(torch.float32), *stored.size)[0, 0, rows, columns] for band in on_device]
     level = radiometry.normalise(torch.stack(small))
     if stored.valid.all():
-        share = torch.ones(level.shape[1:])
+        share = torch.ones(()).expand(level.shape[1:])
     else:
         valid = torch.from_numpy(stored.valid.astype(np.float32))
         share = resize(valid[None, None], *stored.size)[0, 0, rows, columns]
@@ -100,6 +100,8 @@ def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) 
 
 def valid_share(valid: Tensor, stride: int) -> Tensor:
     """Valid fraction ``[h / stride, w / stride]`` of each cell, over the pixels round its centre."""
+    if valid.all():
+        return torch.ones([(n + stride // 2) // stride for n in valid.shape])
     # A cell is centred on the first of its pixels: shift by half a stride before averaging.
     padded = F.pad(valid[None, None], (stride // 2, 0, stride // 2, 0), mode="replicate")
     return F.avg_pool2d(padded, stride)[0, 0]

@@ -29,7 +29,7 @@ from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
 from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.exemplar import NEGATIVE, Exemplar, by_class
 from siamese_sat.search.ladder import Rung, ladder
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
@@ -140,6 +140,8 @@ class TemplateSearch:
             self.max_levels,
             self.max_zoom,
             self.sizes_per_level,
+            # Marked mistakes must not change how what is sought appears.
+            following=[name for name in groups if name.startswith(NEGATIVE)],
         )
         # Beside other classes things may appear larger than alone.
         check_width(self, max(r.appears for found in rungs.values() for r in found))

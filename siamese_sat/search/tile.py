@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -158,14 +159,29 @@ def _valid_share(
     shape = len(row.offsets), len(column.offsets)
     if valid.all():
         return np.ones(shape)
-    total = np.zeros((valid.shape[0] + 1, valid.shape[1] + 1))
-    total[1:, 1:] = valid.cumsum(0).cumsum(1)
+    total = valid.view(np.uint8)
     for tile in (row, column):
         ends = np.stack([tile.offsets, tile.offsets + size]) * tile.source_length / tile.level_length
         whole = ends.astype(int)
         part, further = (ends - whole)[..., None], np.minimum(whole + 1, tile.source_length)
-        at = total[whole] * (1 - part) + total[further] * part
-        total = (at[1] - at[0]).T
+        until, at = _sums_until(total, np.stack([whole, further]))
+        found = until[at[0]] * (1 - part) + until[at[1]] * part
+        total = (found[1] - found[0]).T
     x0, y0, x1, y1 = scene.aoi
     inside = np.minimum(boxes[:, 2:], [x1, y1]) - np.maximum(boxes[:, :2], [x0, y0])
     return np.asarray(total / np.maximum(inside.prod(axis=1).reshape(shape), 1e-9))
+
+
+def _sums_until(
+    values: npt.NDArray[Any], ends: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Sums of the first rows of ``[L, W]``: of as many as each of ``ends`` says, and where each one's sum stands.
+
+    Only between the ends is summed, once: windows have few borders beside the pixels between them.
+    """
+    places, at = np.unique(np.append(0, ends), return_inverse=True)
+    until = np.zeros((len(places), values.shape[1]))
+    if len(places) > 1:
+        parts = np.add.reduceat(values[: places[-1]], places[:-1], axis=0, dtype=np.float64)
+        np.cumsum(parts, axis=0, out=until[1:])
+    return until, at[1:].reshape(ends.shape)

@@ -15,14 +15,12 @@ from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.exemplar import NEGATIVE, Exemplar
 from siamese_sat.search.index.entry import scene_path
 from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import FLOOR
 
-# Put before the name of a class for its negatives; no class name begins so.
-MARK = "\0unlike "
 # Overlap from which a negative speaks of the same place.
 SAME = 0.3
 # Of a negative's score; what is lower takes nothing away that shows.
@@ -51,7 +49,7 @@ class Unlike:
     @property
     def classes(self) -> list[str]:
         """See `SearchMethod`."""
-        return [name for name in self.method.classes if not name.startswith(MARK)]
+        return [name for name in self.method.classes if not name.startswith(NEGATIVE)]
 
     @property
     def box_scale(self) -> float:
@@ -83,15 +81,15 @@ class Unlike:
         """
         if not exemplars:
             raise InputError("Negatives alone say nothing; give exemplars too.")
-        marked = [replace(e, class_name=f"{MARK}{e.class_name}") for e in self.negatives]
+        marked = [replace(e, class_name=f"{NEGATIVE}{e.class_name}") for e in self.negatives]
         self.method.prepare(model, engine, [*exemplars, *marked], radiometry_of, scenes)
         names = self.method.classes
         mine = self.classes
         self.against.clear()
         self.marked.clear()
         for number, name in enumerate(names):
-            if name.startswith(MARK):
-                of = name.removeprefix(MARK)
+            if name.startswith(NEGATIVE):
+                of = name.removeprefix(NEGATIVE)
                 positives = [names.index(positive) for positive in ([of] if of in mine else mine)]
                 for positive in positives:
                     self.against.setdefault(positive, []).append(number)
@@ -111,7 +109,7 @@ class Unlike:
 
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; the negatives' places are among them."""
-        least = {n: LEAST if n.startswith(MARK) else thresholds[n] for n in self.method.classes}
+        least = {n: LEAST if n.startswith(NEGATIVE) else thresholds[n] for n in self.method.classes}
         if isinstance(self.method, Divisible):
             parts = self.method.some(scene, least, part)
         else:

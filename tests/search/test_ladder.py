@@ -30,6 +30,19 @@ def test_neighbouring_sizes_share_a_level() -> None:
     assert module.ladder({"a": [49.0]}, 49.0, 1.25, 0, 0, None, 3)["a"] == (Rung(128, 49.0),)
 
 
+def test_a_class_that_follows_changes_no_level_of_the_others() -> None:
+    alone = module.ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, None, 3)["a"]
+    for size in (20.0, 44.0, 300.0):
+        sizes = {"a": [49.0], "b": [size]}
+        found = module.ladder(sizes, 49.0, 1.25, 2, 4, None, 3, following=["b"])
+        assert found["a"] == alone
+        # Levels lie as far apart for the one that follows: where both have things of a size they share it.
+        finest = min(r.step for r in alone)
+        apart = [math.log(r.step / finest) / math.log(1.25) / 3 for r in found["b"]]
+        assert apart == pytest.approx([round(v) for v in apart], abs=0.05)
+    assert module.ladder({"a": [49.0], "b": [44.0]}, 49.0, 1.25, 2, 4, None, 3)["a"] != alone
+
+
 def test_from_below_the_smallest_to_above_the_largest() -> None:
     found = ladder({"a": [128 / 1.25**3, 128.0, 128 * 1.25**2]}, 128.0, 1.25, 2, 4)["a"]
     assert found == tuple(round(128 * 1.25**k) for k in range(-4, 4))

@@ -11,7 +11,7 @@ from siamese_sat.data.chip import ChipSpec
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import Exemplar, ExemplarSource
+from siamese_sat.search.exemplar import NEGATIVE, Exemplar, ExemplarSource
 from siamese_sat.search.score import ALONE, ASKED, ORDINARY, ScoreCurve
 from tests.conftest import make_scene
 from tests.search.template.planted import BOAT, Searched, draw, error, save, texture
@@ -30,6 +30,21 @@ def test_the_same_twice(small: Searched, model: TrainedModel, shown: dict[str, l
     first, second = small.all(), again.all()
     np.testing.assert_array_equal(first.boxes, second.boxes)
     np.testing.assert_array_equal(first.scores, second.scores)
+
+
+def test_what_is_unlike_does_not_change_how_what_is_sought_appears(
+    model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], small: Searched
+) -> None:
+    def boat_with(name: str) -> list[tuple[tuple[int, ...], float]]:
+        x, y = shown["pool"][0].box[:2]
+        other = Exemplar(name, shown["pool"][0].scene, (x, y, x + 17, y + 17))
+        method = Searched(model, engine, [*shown["boat"], other], small.scene).method
+        return [(r.steps, r.appears) for t in method.templates if t.name == "boat" for r in t.renditions]
+
+    alone = Searched(model, engine, shown["boat"], small.scene).method.templates[0]
+    wanted = [(r.steps, r.appears) for r in alone.renditions]
+    assert boat_with(f"{NEGATIVE}boat") == wanted
+    assert boat_with("pool") != wanted  # which is why it is said
 
 
 def test_an_exemplar_at_the_border_works_and_is_told(
