@@ -87,7 +87,7 @@ class Stages:
                 yield got
                 del got
 
-        modules = (engine, sliding, dense)
+        modules = (engine, dense)
         try:
             for owner, name, stage in names:
                 setattr(owner, name, self._timed(getattr(owner, name), stage))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from siamese_sat.data.radiometry import band_names, estimate, for_imagenet_weights
-from siamese_sat.device import cpu_has_bf16
+from siamese_sat.device import cpu_has_bf16, pick_device
 from siamese_sat.errors import InputError
 from siamese_sat.model.embedder import Embedder, build_embedder
 from siamese_sat.model.statistics import measure
@@ -88,8 +88,9 @@ def collect(data: Path, names: list[str], most: int, rng: np.random.Generator) -
 
 
 def features(embedder: Embedder, images: Tensor) -> list[Tensor]:
-    """Of both stages, ``[n, C, h, w]``."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=cpu_has_bf16()):
+    """Of both stages, ``[n, C, h, w]``, where the network is."""
+    images = images.to(next(embedder.backbone.parameters()).device)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=images.is_cuda or cpu_has_bf16()):
         first = embedder.features(images.contiguous(memory_format=torch.channels_last), "layer2")
         later = embedder.further(first, "layer3", "layer2")
     return [first.float(), later.float()]
@@ -98,7 +99,7 @@ def features(embedder: Embedder, images: Tensor) -> list[Tensor]:
 def correlate(images: Tensor, templates: Tensor) -> Tensor:
     """Cosines ``[n, m, h', w']`` of every place of ``[n, D, h, w]`` with ``[m, D, k, k]``."""
     unit = F.normalize(templates.flatten(1), dim=1).view_as(templates)
-    energy = F.conv2d(images.square().sum(1, keepdim=True), torch.ones(1, 1, *templates.shape[-2:]))
+    energy = F.conv2d(images.square().sum(1, keepdim=True), images.new_ones(1, 1, *templates.shape[-2:]))
     return F.conv2d(images, unit) / energy.clamp(min=1e-6).sqrt()
 
 
@@ -139,7 +140,7 @@ def episode(
     queries += [rotate(chips.ground[i], rng.uniform(0, 2 * math.pi), QUERY) for i in picked]
     templates = features(embedder, jitter(torch.stack(support), VIEWS))
     searched = features(embedder, jitter(torch.stack(queries), 1))
-    loss, hits = torch.zeros(()), []
+    loss, hits = searched[0].new_zeros(()), []
     for cells, whitening, mine, every in zip(STAGES.values(), white, templates, searched, strict=True):
         first = mine.shape[-1] // 2 - cells // 2
         inner = (..., slice(first, first + cells), slice(first, first + cells))
@@ -153,7 +154,7 @@ def episode(
             positive = match[own, number, near, near].flatten(1).amax(1)
             negative = torch.cat([match[: own.start, number], match[own.stop :, number]]).flatten()
             logits = torch.cat([positive[:, None], negative.expand(QUERIES, -1)], dim=1) / temperature
-            loss = loss + F.cross_entropy(logits, torch.zeros(QUERIES, dtype=torch.long)) / len(chips.things)
+            loss = loss + F.cross_entropy(logits, logits.new_zeros(QUERIES, dtype=torch.long)) / len(chips.things)
             hits.append(float((positive > negative.max()).float().mean().detach()))
     return loss, float(np.mean(hits))
 
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--chips", type=int, default=60, help="of a class, at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     trained_on = [n for n in CLASSES if n not in args.held]
     if len(trained_on) < 2:
@@ -181,7 +183,7 @@ def main() -> None:
     chips = collect(args.data, trained_on, args.chips, rng)
     embedder = build_embedder(band_names(3), variant="v1", weights=str(args.weights)).eval().requires_grad_(False)
     before = {k: v.clone() for k, v in embedder.backbone.state_dict().items()}
-    embedder = embedder.to(memory_format=torch.channels_last)
+    embedder = embedder.to(pick_device(args.device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = [p for stage in STAGES for p in getattr(embedder.backbone, stage).requires_grad_(True).parameters()]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=1e-4)
     started, losses, hits = time.perf_counter(), [], []
@@ -203,7 +205,7 @@ def main() -> None:
             )
     kept = {
         k: (torch.lerp(before[k], v, args.mix) if v.is_floating_point() else v).contiguous()
-        for k, v in embedder.backbone.state_dict().items()
+        for k, v in embedder.cpu().backbone.state_dict().items()
         if not k.startswith("layer4")
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,8 @@ from siamese_sat.search.tile import Failure, Job, StoredTile, read_tiles
 
 # Tiles that are read before they are asked for.
 AHEAD = 2
+# Threads that read for a GPU, which is faster than one of them decodes; for a CPU one is fast enough.
+READERS = 4
 
 
 @dataclass(frozen=True)
@@ -180,8 +182,7 @@ class Engine:
         """Windows of all jobs in batches."""
         held: list[_Cut] = []
         count = 0
-        pinned = self.device.type == "cuda"
-        for tile in ahead(read_tiles(jobs, radiometry_of, size, stride, self.min_valid, pinned), AHEAD):
+        for tile in self.tiles(jobs, radiometry_of, size, stride):
             if isinstance(tile, Failure):
                 yield tile
                 continue
@@ -199,6 +200,14 @@ class Engine:
             del image
         if count:
             yield _join(held)
+
+    def tiles(
+        self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int, around: int | None = None
+    ) -> Iterator[StoredTile | Failure]:
+        """What `read_tiles` gives, read ahead as this device needs it."""
+        gpu = self.device.type == "cuda"
+        readers = READERS if gpu else 1
+        return ahead(read_tiles(jobs, radiometry_of, size, stride, self.min_valid, gpu, around, readers), AHEAD)
 
     @torch.inference_mode()
     def _normalised(self, tile: StoredTile) -> Tensor:

@@ -27,9 +27,8 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.atrous import Finer
 from siamese_sat.model.deploy import DeployedEmbedder
-from siamese_sat.search.ahead import ahead
-from siamese_sat.search.engine import AHEAD, Embedded, Engine
-from siamese_sat.search.tile import Failure, Job, StoredTile, read_tiles
+from siamese_sat.search.engine import Embedded, Engine
+from siamese_sat.search.tile import Failure, Job, StoredTile
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +75,7 @@ class Sliding:
     ) -> Iterator[Embedded | Failure]:
         """As `Engine.vectors`, tile by tile; the last windows of a row or column may reach beyond the scene."""
         assert (size, stride) == (self.size, self.stride)
-        engine = self.engine
-        pinned = engine.device.type == "cuda"
-        for tile in ahead(read_tiles(jobs, radiometry_of, size, stride, engine.min_valid, pinned, AROUND), AHEAD):
+        for tile in self.engine.tiles(jobs, radiometry_of, size, stride, AROUND):
             if isinstance(tile, Failure):
                 yield tile
             else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import contextlib
+import threading
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from siamese_sat.data.radiometry import Radiometry, RadiometryOf
 from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.errors import InputError
 from siamese_sat.search import window as grid
+from siamese_sat.search.ahead import ahead
 from siamese_sat.search.part import Part, share
 
 
@@ -69,6 +72,26 @@ class StoredTile:
     valid: npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """How scenes are cut: see `read_tiles`."""
+
+    size: int
+    stride: int
+    around: int | None
+
+    def tiles(self, job: Job) -> Sequence[tuple[grid.AxisTile, grid.AxisTile]]:
+        """Row and column of each of a job's tiles, in order."""
+        x0, y0, x1, y1 = job.scene.aoi
+        columns = self._along(x1 - x0, job.window[0])
+        return share([(r, c) for r in self._along(y1 - y0, job.window[1]) for c in columns], job.part)
+
+    def _along(self, length: int, window: int) -> list[grid.AxisTile]:
+        if self.around is None:
+            return list(grid.axis_tiles(length, window, self.size, self.stride))
+        return list(grid.dense_tiles(length, window, self.size, self.stride, self.around))
+
+
 def read_tiles(
     jobs: Sequence[Job],
     radiometry_of: RadiometryOf,
@@ -77,62 +100,93 @@ def read_tiles(
     min_valid: float,
     pinned: bool = False,
     around: int | None = None,
+    readers: int = 1,
 ) -> Generator[StoredTile | Failure, None, None]:
     """Every tile of every job that has a window worth comparing, in order.
 
     Args:
         jobs: done one after the other; a scene that failed once is not opened again.
-        radiometry_of: of each scene; asked when the scene's turn comes.
+        radiometry_of: of each scene; asked when the scene's turn comes, never twice at once.
         size: pixels a side that a window is resized to.
         stride: of those pixels, between windows.
         min_valid: windows with a smaller valid part are left out.
         pinned: whether to put pixels into memory that a GPU fetches by itself.
         around: None for windows that are cut out; else see `siamese_sat.search.window.dense_tiles`.
+        readers: threads that read side by side, each every so many-th tile of a scene through a handle of its own;
+            1 reads in the caller's.
     """
+    cut, lock = _Grid(size, stride, around), threading.Lock()
 
-    def along(length: int, window: int) -> list[grid.AxisTile]:
-        found = (
-            grid.axis_tiles(length, window, size, stride)
-            if around is None
-            else grid.dense_tiles(length, window, size, stride, around)
-        )
-        return list(found)
+    def one_by_one(scene: Scene) -> Radiometry:
+        with lock:
+            return radiometry_of(scene)
 
+    with contextlib.ExitStack() as stack:
+        turns = [_turn(jobs, one_by_one, cut, min_valid, pinned, (k, readers)) for k in range(readers)]
+        sources = [stack.enter_context(contextlib.closing(ahead(turn) if readers > 1 else turn)) for turn in turns]
+        failed: set[str] = set()
+        for job in jobs:
+            for i in range(len(cut.tiles(job))):
+                found = next(sources[i % readers])
+                if found is None or job.scene.path in failed:
+                    continue
+                if isinstance(found, Failure):
+                    failed.add(job.scene.path)
+                yield found
+
+
+def _turn(
+    jobs: Sequence[Job],
+    radiometry_of: RadiometryOf,
+    cut: _Grid,
+    min_valid: float,
+    pinned: bool,
+    turn: tuple[int, int],
+) -> Generator[StoredTile | Failure | None, None, None]:
+    """One reader's: of each job every so many-th tile, None in the place of those that have nothing worth comparing."""
+    first, step = turn
     failed: set[str] = set()
     for number, job in enumerate(jobs):
-        if job.scene.path in failed:
-            continue
-        try:
-            yield from _tiles(number, job, radiometry_of(job.scene), along, size, min_valid, pinned)
-        except InputError as error:
-            failed.add(job.scene.path)
-            yield Failure(number, error)
+        mine = cut.tiles(job)[first::step]
+        done = 0
+        if mine and job.scene.path not in failed:
+            try:
+                for tile in _tiles(number, job, radiometry_of(job.scene), mine, cut.size, min_valid, pinned):
+                    yield tile
+                    done += 1
+            except InputError as error:
+                failed.add(job.scene.path)
+                yield Failure(number, error)
+                done += 1
+        for _ in range(done, len(mine)):
+            yield None
 
 
 def _tiles(
     number: int,
     job: Job,
     radiometry: Radiometry,
-    along: Callable[[int, int], list[grid.AxisTile]],
+    tiles: Sequence[tuple[grid.AxisTile, grid.AxisTile]],
     size: int,
     min_valid: float,
     pinned: bool,
-) -> Generator[StoredTile, None, None]:
+) -> Generator[StoredTile | None, None, None]:
     window, (x0, y0, x1, y1) = job.window, job.scene.aoi
     # A scene smaller than a window stands in the middle of the only one.
     left, top = max(0, window[0] - (x1 - x0)) // 2, max(0, window[1] - (y1 - y0)) // 2
-    columns = along(x1 - x0, window[0])
     with SceneReader(job.scene) as reader:
-        for row, column in share([(r, c) for r in along(y1 - y0, window[1]) for c in columns], job.part):
+        for row, column in tiles:
             raw, valid = reader.read(
                 x0 - left + column.source, y0 - top + row.source, column.source_length, row.source_length
             )
             if not valid.any():
+                yield None
                 continue
             found = grid.boxes(column.places, row.places, window, size, (x0 - left, y0 - top))
             inside = _valid_share(valid, row, column, found, job.scene, size)
             keep = inside >= min_valid - 1e-6
             if not keep.any():
+                yield None
                 continue
             pixels = torch.from_numpy(radiometry.fill(raw, valid))
             at = np.argwhere(keep)
