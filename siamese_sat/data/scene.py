@@ -33,7 +33,10 @@ PixelBox = tuple[float, float, float, float]
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
 # GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are.
-GDAL_CACHE_BYTES = 192 * 2**20
+GDAL_CACHE_BYTES = 64 * 2**20
+# Where blocks are whole rows, all tiles beside each other need the same ones: that many are kept, or each tile decodes
+# them all again.
+GDAL_CACHE_BYTES_OF_ROWS = 192 * 2**20
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ class SceneReader:
         except RasterioError as error:
             self._env.__exit__()
             raise InputError(f"{self.scene.path} cannot be opened ({_first_line(error)}).") from error
+        if self._source.block_shapes[0][1] >= self._source.width:
+            rasterio.env.setenv(GDAL_CACHEMAX=GDAL_CACHE_BYTES_OF_ROWS)
         return self
 
     def __exit__(

@@ -6,10 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasterio.enums import ColorInterp
 
-from siamese_sat.data.scene import AlphaRule, SceneReader, open_scene
+from siamese_sat.data.scene import GDAL_CACHE_BYTES, GDAL_CACHE_BYTES_OF_ROWS, AlphaRule, SceneReader, open_scene
 from siamese_sat.errors import InputError
 from tests.conftest import NORTH_UP, UTM33, make_scene, ramp, write_scene
 
@@ -198,3 +199,23 @@ def test_a_damaged_file_is_an_input_error(tmp_path: Path) -> None:
         np.testing.assert_array_equal(reader.read(0, 0, 64, 64)[0], noise[:, :64, :64])
         with pytest.raises(InputError, match=r"a\.tif cannot be read"):
             reader.read(192, 192, 64, 64)
+
+
+@pytest.mark.parametrize(("tiled", "kept"), [(True, GDAL_CACHE_BYTES), (False, GDAL_CACHE_BYTES_OF_ROWS)])
+def test_more_is_kept_of_a_file_of_whole_rows(tmp_path: Path, tiled: bool, kept: int) -> None:
+    options = {"tiled": True, "blockxsize": 16, "blockysize": 16} if tiled else {}
+    scene = make_scene(tmp_path / "a.tif", ramp(2, 40, 50), **options)
+    with SceneReader(scene) as reader:
+        assert rasterio.env.getenv()["GDAL_CACHEMAX"] == kept
+        np.testing.assert_array_equal(reader.read(10, 5, 30, 20)[0], ramp(2, 40, 50)[:, 5:25, 10:40])
+
+
+def test_blocks_are_decoded_by_as_many_threads_as_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = make_scene(tmp_path / "a.tif", ramp(1, 40, 50))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.delenv("GDAL_NUM_THREADS", raising=False)
+    with SceneReader(scene):
+        assert rasterio.env.getenv()["GDAL_NUM_THREADS"] == 3
+    monkeypatch.setenv("GDAL_NUM_THREADS", "7")  # the user's own
+    with SceneReader(scene):
+        assert "GDAL_NUM_THREADS" not in rasterio.env.getenv()
