@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch is imported: several processes of tests with a thread for every core each would wait for one another.
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 UTM33 = "EPSG:32633"
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 5_000_000)
+
+
+def skip_without_openvino() -> None:
+    """Not `pytest.importorskip`: imported so, OpenVINO reports each model to its makers, by a process of its own."""
+    if find_spec("openvino") is None:
+        pytest.skip("needs OpenVINO")
 
 
 def ramp(bands: int, height: int, width: int, dtype: str = "uint16") -> npt.NDArray[np.generic]:

@@ -21,6 +21,7 @@ from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.model.runtime import Runner, pick_runtime
 from siamese_sat.model.vino import OpenVINO, openvino_module
 from siamese_sat.scaleout.ship import pack, unpack
+from tests.conftest import skip_without_openvino
 from tests.model.test_deploy import trained
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ with_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None,
 
 def deployed(kind: str, runtime: str, dtype: torch.dtype = torch.float32) -> DeployedEmbedder:
     if runtime == "openvino":
-        pytest.importorskip("openvino")
+        skip_without_openvino()
     return DeployedEmbedder(trained(kind), CPU, dtype, runtime)
 
 

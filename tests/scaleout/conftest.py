@@ -21,7 +21,7 @@ from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.searching import OneForAll
 from siamese_sat.synthetic import make_scene as draw
-from tests.conftest import make_scene
+from tests.conftest import make_scene, skip_without_openvino
 from tests.search.conftest import RADIOMETRY
 
 CPU = torch.device("cpu")
@@ -70,6 +70,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="package")
 def by_openvino(small: World) -> World:
     """The same, computed by OpenVINO in bf16."""
-    pytest.importorskip("openvino")
+    skip_without_openvino()
     deployed = DeployedEmbedder(small.model.embedder, CPU, torch.bfloat16, "openvino")
     return replace(small, engine=replace(small.engine, embedder=deployed, dtype=torch.bfloat16))

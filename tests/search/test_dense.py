@@ -15,7 +15,7 @@ from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.search.dense import FeatureTile, feature_tiles, features, spans
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.level import Span
-from tests.conftest import make_scene
+from tests.conftest import make_scene, skip_without_openvino
 from tests.model.conftest import RADIOMETRY, tiny_embedder
 
 NETS = [("resnet18", "v1.5"), ("resnet50", "v1.5"), ("resnet50", "v1"), ("resnet_tiny", "v1.5")]
@@ -41,7 +41,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
         norm.running_mean.uniform_(-0.2, 0.2, generator=gen)  # type: ignore[union-attr, operator]
     if request.param == "plain":
         return Engine(embedder.requires_grad_(False), torch.device("cpu"))
-    pytest.importorskip("openvino")
+    skip_without_openvino()
     return Engine(DeployedEmbedder(embedder, runtime=request.param), torch.device("cpu"))
 
 
