@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 
 # SLOW=1 runs the slow tests too. Files are shared out among as many processes as there are cores.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(if $(SLOW),,-m "not slow")
+	$(BIN)/python -m pytest -n auto --dist loadfile $(if $(SLOW),,-m "not slow")
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

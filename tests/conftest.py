@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,20 +16,24 @@ import numpy.typing as npt
 import pytest
 import rasterio
 from affine import Affine
+from filelock import FileLock
 from rasterio.enums import ColorInterp
 
 from siamese_sat.data.scene import Scene, open_scene
 
-# Ray finds any cluster that runs on the machine: tests of it must not run beside each other.
-OF_RAY = ("scaleout/test_choose.py", "scaleout/test_cluster.py")
+# Ray finds any cluster that runs on the machine: of files with tests of it only one runs at a time.
+OF_RAY = ("scaleout/test_choose.py", "scaleout/test_cluster.py", "tests/test_interrupted.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a file, or of Ray, go to one process (``--dist loadgroup``), which keeps their fixtures."""
-    for item in items:
-        path = item.path.as_posix()
-        of_ray = path.endswith(OF_RAY) or "[ray" in item.name
-        item.add_marker(pytest.mark.xdist_group("ray" if of_ray else path))
+@pytest.fixture(scope="module", autouse=True)
+def alone_with_ray(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Files are shared out among processes (``--dist loadfile``): these wait for each other."""
+    if not request.path.as_posix().endswith(OF_RAY):
+        yield
+        return
+    # A process's base folder lies in that of the whole run.
+    with FileLock(tmp_path_factory.getbasetemp().parent / "ray.lock"):
+        yield
 
 
 UTM33 = "EPSG:32633"
