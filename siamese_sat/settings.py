@@ -115,7 +115,7 @@ SEARCH_CHOICES = {
     "indexing.stage": ("layer1", "layer2", "layer3"),
     "alpha": ("auto", "mask", "data"),
     "radiometry": ("model", "per_scene"),
-    "search.runtime": ("auto", "eager", "compile", "openvino"),
+    "search.runtime": ("auto", "eager", "cudagraph", "compile", "openvino"),
     "search.method.stage": ("layer1", "layer2", "layer3"),
     "output.csv": ("default", "challenge"),
 }

@@ -32,11 +32,13 @@ PixelBox = tuple[float, float, float, float]
 # A scene without a place on the map is a normal one here: its boxes stay in pixels.
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
-# GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are.
-GDAL_CACHE_BYTES = 64 * 2**20
+# GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are. For the whole process and
+# before GDAL first asks: what one reader says in its own time ends for all when that reader does.
+GDAL_CACHE_MB = 64
+os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))
 # Where blocks are whole rows, all tiles beside each other need the same ones: that many are kept, or each tile decodes
 # them all again.
-GDAL_CACHE_BYTES_OF_ROWS = 192 * 2**20
+GDAL_CACHE_MB_OF_ROWS = 192
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Scene:
         has_mask: whether an internal or side-car mask says which pixels are valid.
         bits: significant bits as the file declares them (NBITS), or None.
         aoi: area of interest in pixels (x_min, y_min, x_max, y_max), half-open; what lies outside is invalid.
+        whole_rows: whether the file's blocks are as wide as it is: to read a part of a row is to decode all of it.
     """
 
     path: str
@@ -70,6 +73,7 @@ class Scene:
     has_mask: bool
     bits: int | None
     aoi: tuple[int, int, int, int]
+    whole_rows: bool = False
 
     @property
     def name(self) -> str:
@@ -161,6 +165,7 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
                 has_mask=MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
                 bits=int(bits) if bits else None,
                 aoi=(0, 0, source.width, source.height),
+                whole_rows=source.block_shapes[bands[0] - 1][1] >= source.width,
             )
     except RasterioError as error:
         raise InputError(
@@ -194,7 +199,9 @@ class SceneReader:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
-        options: dict[str, int] = {"GDAL_CACHEMAX": GDAL_CACHE_BYTES}
+        options: dict[str, int] = {}
+        if scene.whole_rows and os.environ.get("GDAL_CACHEMAX") == str(GDAL_CACHE_MB):
+            options["GDAL_CACHEMAX"] = GDAL_CACHE_MB_OF_ROWS * 2**20
         if "GDAL_NUM_THREADS" not in os.environ:
             # Blocks are decoded side by side, by as many threads as compute: one decodes slower than a GPU searches.
             options["GDAL_NUM_THREADS"] = torch.get_num_threads()
@@ -209,8 +216,6 @@ class SceneReader:
         except RasterioError as error:
             self._env.__exit__()
             raise InputError(f"{self.scene.path} cannot be opened ({_first_line(error)}).") from error
-        if self._source.block_shapes[0][1] >= self._source.width:
-            rasterio.env.setenv(GDAL_CACHEMAX=GDAL_CACHE_BYTES_OF_ROWS)
         return self
 
     def __exit__(

@@ -30,7 +30,7 @@ class DeployedEmbedder(nn.Module):
         runtime: what runs the backbone, see `pick_runtime`.
 
     Attributes:
-        runtime: what runs it here: ``eager``, ``compile`` or ``openvino``.
+        runtime: what runs it here, see `pick_runtime`.
 
     Raises:
         InputError: see `pick_runtime`.
@@ -107,19 +107,21 @@ class DeployedEmbedder(nn.Module):
         """Feature map of a stage, of what `features` gave of the stage ``after``."""
         return self._stages(until, after)(found)
 
-    def runner(self, name: Hashable, make: Callable[[], nn.Module]) -> Runner:
+    def runner(self, name: Hashable, make: Callable[[], nn.Module], batches: bool = False) -> Runner:
         """Runs another network, of this one's parts, as this one is run; compiled once, whoever asks for it.
 
         Args:
             name: of the network.
             make: makes it, when it is first asked for.
+            batches: whether it runs over batches of windows, see `Runner`.
         """
         if name not in self._runners:
-            self._runners[name] = Runner(make(), self._asked, self.dtype)
+            self._runners[name] = Runner(make(), self._asked, self.dtype, batches)
         return self._runners[name]
 
     def _stages(self, until: str, after: str | None = None) -> Runner:
-        return self.runner((until, after), lambda: _Stages(self.backbone, until, after))
+        whole = until == "layer4" and after is None
+        return self.runner((until, after), lambda: _Stages(self.backbone, until, after), whole)
 
 
 class _Stages(nn.Module):

@@ -26,6 +26,8 @@ RUNTIMES = ("auto", "eager", "cudagraph", "compile", "openvino")
 GRAPHS = 16
 # A GPU that is given more pixels than this at once computes longer than Python takes to tell it what to compute.
 REPLAYED = 512 * 64 * 64
+# Of a process, for while one thread records no other may.
+_recording = threading.Lock()
 
 
 def pick_runtime(name: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -75,10 +77,11 @@ class Runner:
         network: takes ``[N, C, H, W]``, gives ``[N, channels, h, w]``; its weights must not change once it has run.
         runtime: see `pick_runtime`.
         dtype: of its weights.
+        batches: whether it runs over batches of images of one size: then a GPU may replay it.
     """
 
-    def __init__(self, network: nn.Module, runtime: str, dtype: torch.dtype) -> None:
-        self.network, self.runtime, self.dtype = network, runtime, dtype
+    def __init__(self, network: nn.Module, runtime: str, dtype: torch.dtype, batches: bool = False) -> None:
+        self.network, self.runtime, self.dtype, self.batches = network, runtime, dtype, batches
         self._made: tuple[tuple[torch.device, int], Callable[[Tensor], Tensor]] | None = None
         self._lock = threading.Lock()
 
@@ -116,7 +119,7 @@ class Runner:
                 return self.network
         if chosen == "compile":
             return _compile_torch(self.network, images.device)
-        return Replayed(self.network) if chosen == "cudagraph" else self.network
+        return Replayed(self.network) if chosen == "cudagraph" and self.batches else self.network
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_made": None, "_lock": None}
@@ -159,16 +162,20 @@ class Replayed:
         return self.network(images)
 
     def _record(self, images: Tensor) -> None:
-        graph, taken = torch.cuda.CUDAGraph(), images.clone(memory_format=torch.preserve_format)
-        # Beside the current stream, where nothing else is started meanwhile; what a first run makes is not recorded.
-        beside = torch.cuda.Stream(images.device)
-        beside.wait_stream(torch.cuda.current_stream(images.device))
-        with torch.cuda.stream(beside):
-            self.network(taken)
-        torch.cuda.current_stream(images.device).wait_stream(beside)
-        # Only this thread's: another one may be pinning the next tile.
-        with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
-            output = self.network(taken)
+        with _recording, torch.cuda.device(images.device):
+            graph, taken = torch.cuda.CUDAGraph(), images.clone(memory_format=torch.preserve_format)
+            # Beside the current stream, where nothing else is started; what a first run makes is not recorded.
+            current, beside = torch.cuda.current_stream(), torch.cuda.Stream()
+            beside.wait_stream(current)
+            with torch.cuda.stream(beside):
+                self.network(taken)
+            current.wait_stream(beside)
+            try:
+                # Only this thread's: another one may be pinning the next tile.
+                with torch.cuda.graph(graph, stream=beside, capture_error_mode="thread_local"):
+                    output = self.network(taken)
+            finally:
+                torch.cuda.set_stream(current)
         self._graph, self._input, self._output = graph, taken, output
 
 

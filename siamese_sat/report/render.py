@@ -16,7 +16,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from siamese_sat.data.scene import GDAL_CACHE_BYTES, Scene
+from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.report.files import replacing
 
@@ -93,7 +93,7 @@ def preview(scene: Scene, max_side: int, bands: Sequence[int]) -> Preview:
     shape = (max(1, round((bottom - top) * scale)), max(1, round((right - left) * scale)))
     numbers = [scene.bands[b] for b in bands]
     try:
-        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), rasterio.open(scene.path) as source:
+        with rasterio.open(scene.path) as source:
             pixels = source.read(numbers, window=window, out_shape=shape, resampling=Resampling.average)
             valid = np.ones(shape, dtype=bool)
             if scene.alpha is not None:

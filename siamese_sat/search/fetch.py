@@ -27,6 +27,8 @@ class Fetched:
             self._host.copy_(tensor, non_blocking=True)
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(tensor.device))
+        elif tensor.device.type != "cpu":
+            self._host = tensor.cpu()
 
     def get(self) -> Tensor:
         """The tensor in host memory, when it is there: what was asked of the GPU later is not waited for."""

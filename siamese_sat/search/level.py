@@ -100,7 +100,7 @@ def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) 
 
 def valid_share(valid: Tensor, stride: int) -> Tensor:
     """Valid fraction ``[h / stride, w / stride]`` of each cell, over the pixels round its centre."""
-    if valid.all():
+    if (valid >= 1).all():
         return torch.ones([(n + stride // 2) // stride for n in valid.shape])
     # A cell is centred on the first of its pixels: shift by half a stride before averaging.
     padded = F.pad(valid[None, None], (stride // 2, 0, stride // 2, 0), mode="replicate")

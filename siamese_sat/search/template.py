@@ -132,6 +132,8 @@ class TemplateSearch:
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
+        # Marked mistakes must not change how what is sought appears.
+        following = [name for name in groups if name.startswith(NEGATIVE)]
         rungs = ladder(
             sizes,
             self.object_size,
@@ -140,11 +142,11 @@ class TemplateSearch:
             self.max_levels,
             self.max_zoom,
             self.sizes_per_level,
-            # Marked mistakes must not change how what is sought appears.
-            following=[name for name in groups if name.startswith(NEGATIVE)],
+            following,
         )
         # Beside other classes things may appear larger than alone.
-        check_width(self, max(r.appears for found in rungs.values() for r in found))
+        # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
+        check_width(self, max(r.appears for name, found in rungs.items() if name not in following for r in found))
         every = sorted({r.step for found in rungs.values() for r in found})
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,

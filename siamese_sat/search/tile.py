@@ -105,7 +105,7 @@ def read_tiles(
     """Every tile of every job that has a window worth comparing, in order.
 
     Args:
-        jobs: done one after the other; a scene that failed once is not opened again.
+        jobs: done one after the other; who could not read a scene does not open it again.
         radiometry_of: of each scene; asked when the scene's turn comes, never twice at once.
         size: pixels a side that a window is resized to.
         stride: of those pixels, between windows.
@@ -113,7 +113,7 @@ def read_tiles(
         pinned: whether to put pixels into memory that a GPU fetches by itself.
         around: None for windows that are cut out; else see `siamese_sat.search.window.dense_tiles`.
         readers: threads that read side by side, each every so many-th tile of a scene through a handle of its own;
-            1 reads in the caller's.
+            one of them reads scenes whose blocks are whole rows, which each would decode anew. 1 reads in the caller's.
     """
     cut, lock = _Grid(size, stride, around), threading.Lock()
 
@@ -127,7 +127,7 @@ def read_tiles(
         failed: set[str] = set()
         for job in jobs:
             for i in range(len(cut.tiles(job))):
-                found = next(sources[i % readers])
+                found = next(sources[0 if job.scene.whole_rows else i % readers])
                 if found is None or job.scene.path in failed:
                     continue
                 if isinstance(found, Failure):
@@ -147,7 +147,8 @@ def _turn(
     first, step = turn
     failed: set[str] = set()
     for number, job in enumerate(jobs):
-        mine = cut.tiles(job)[first::step]
+        tiles = cut.tiles(job)
+        mine = (tiles if first == 0 else []) if job.scene.whole_rows else tiles[first::step]
         done = 0
         if mine and job.scene.path not in failed:
             try:

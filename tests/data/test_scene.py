@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +13,10 @@ import torch
 from affine import Affine
 from rasterio.enums import ColorInterp
 
-from siamese_sat.data.scene import GDAL_CACHE_BYTES, GDAL_CACHE_BYTES_OF_ROWS, AlphaRule, SceneReader, open_scene
+from siamese_sat.data.scene import GDAL_CACHE_MB, GDAL_CACHE_MB_OF_ROWS, AlphaRule, SceneReader, open_scene
 from siamese_sat.errors import InputError
 from tests.conftest import NORTH_UP, UTM33, make_scene, ramp, write_scene
+from tests.model.conftest import ROOT
 
 RGBA = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
 RNG = np.random.default_rng(0)
@@ -201,13 +205,30 @@ def test_a_damaged_file_is_an_input_error(tmp_path: Path) -> None:
             reader.read(192, 192, 64, 64)
 
 
-@pytest.mark.parametrize(("tiled", "kept"), [(True, GDAL_CACHE_BYTES), (False, GDAL_CACHE_BYTES_OF_ROWS)])
+@pytest.mark.parametrize(("tiled", "kept"), [(True, GDAL_CACHE_MB), (False, GDAL_CACHE_MB_OF_ROWS)])
 def test_more_is_kept_of_a_file_of_whole_rows(tmp_path: Path, tiled: bool, kept: int) -> None:
     options = {"tiled": True, "blockxsize": 16, "blockysize": 16} if tiled else {}
     scene = make_scene(tmp_path / "a.tif", ramp(2, 40, 50), **options)
-    with SceneReader(scene) as reader:
-        assert rasterio.env.getenv()["GDAL_CACHEMAX"] == kept
-        np.testing.assert_array_equal(reader.read(10, 5, 30, 20)[0], ramp(2, 40, 50)[:, 5:25, 10:40])
+    assert scene.whole_rows is not tiled
+    code = """
+import sys
+from siamese_sat.data.scene import SceneReader, open_scene
+from rasterio._env import get_gdal_config
+with SceneReader(open_scene(sys.argv[1], [1, 2])) as reader:
+    reader.read(10, 5, 30, 20)
+    print(get_gdal_config("GDAL_CACHEMAX"))
+with SceneReader(open_scene(sys.argv[2], [1])):
+    print(get_gdal_config("GDAL_CACHEMAX"))
+"""
+    small = write_scene(tmp_path / "b.tif", ramp(1, 40, 50), tiled=True, blockxsize=16, blockysize=16)
+    for own, wanted in ((None, [kept, GDAL_CACHE_MB]), ("33", [33, 33])):  # of a process of its own; a user's, if said
+        environment = {k: v for k, v in os.environ.items() if k != "GDAL_CACHEMAX"}
+        environment |= {"GDAL_CACHEMAX": own} if own else {}
+        said = subprocess.run(
+            [sys.executable, "-c", code, scene.path, small],
+            check=True, capture_output=True, text=True, env=environment, cwd=ROOT,
+        ).stdout  # fmt: skip
+        assert [int(v) // 2**20 for v in said.split()] == wanted
 
 
 def test_blocks_are_decoded_by_as_many_threads_as_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

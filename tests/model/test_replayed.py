@@ -73,7 +73,7 @@ def test_another_thread_may_pin_memory_while_it_is_recorded() -> None:
     thread.start()
     try:
         network = Counted()
-        run = Runner(network, "auto", torch.float16)
+        run = Runner(network, "auto", torch.float16, batches=True)
         batches = [images(8, seed) for seed in range(20)]
         found = [run(batch) for batch in batches]
         assert network.ran == 3

@@ -18,9 +18,10 @@ from siamese_sat.device import cpu_has_bf16
 from siamese_sat.errors import InputError
 from siamese_sat.model.atrous import Finer
 from siamese_sat.model.deploy import DeployedEmbedder
-from siamese_sat.model.runtime import Runner, pick_runtime
+from siamese_sat.model.runtime import RUNTIMES, Runner, pick_runtime
 from siamese_sat.model.vino import OpenVINO, openvino_module
 from siamese_sat.scaleout.ship import pack, unpack
+from siamese_sat.settings import SEARCH_CHOICES
 from tests.conftest import skip_without_openvino
 from tests.model.test_deploy import trained
 
@@ -210,6 +211,10 @@ def test_auto_picks_openvino_where_it_can_be(monkeypatch: pytest.MonkeyPatch) ->
         assert pick_runtime(name, CPU, torch.float32) == name
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert pick_runtime("auto", CPU, torch.float32) == "eager"
+
+
+def test_settings_know_all_runtimes() -> None:
+    assert SEARCH_CHOICES["search.runtime"] == RUNTIMES
 
 
 def test_what_cannot_be_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

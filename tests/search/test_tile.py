@@ -18,7 +18,9 @@ from siamese_sat.search import window as grid
 from siamese_sat.search.tile import Failure, Job, StoredTile, read_tiles
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY
-from tests.search.test_stream import damaged, noise
+from tests.search.test_stream import damaged
+
+BLOCKS = {"tiled": True, "blockxsize": 64, "blockysize": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +29,16 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(grid, name, partial(getattr(grid, name), tile=128))
 
 
+def noise(folder: Path, name: str, height: int, width: int, **options: object) -> Scene:
+    pixels = np.random.default_rng(0).integers(500, 5000, (4, height, width)).astype(np.uint16)
+    return make_scene(folder / f"{name}.tif", pixels, **{**BLOCKS, **options})
+
+
 def half_empty(folder: Path) -> Scene:
     """The middle tiles of its rows hold nothing."""
     pixels = np.random.default_rng(3).integers(500, 5000, (4, 300, 500)).astype(np.uint16)
     pixels[:, :, 100:420] = 0
-    return make_scene(folder / "half.tif", pixels, nodata=0)
+    return make_scene(folder / "half.tif", pixels, nodata=0, **BLOCKS)
 
 
 def read(jobs: list[Job], around: int | None, readers: int) -> list[StoredTile | Failure]:
@@ -45,8 +52,10 @@ def test_the_same_whoever_reads(tmp_path: Path, around: int | None, readers: int
     lost = noise(tmp_path, "lost", 200, 200)
     Path(lost.path).unlink()
     good, half = noise(tmp_path, "good", 333, 470), half_empty(tmp_path)
+    rows = noise(tmp_path, "rows", 300, 300, tiled=False, blockysize=16)
+    assert not good.whole_rows and not half.whole_rows and rows.whole_rows and spoilt.whole_rows
     jobs = [Job(good, (64, 64)), Job(spoilt, (64, 64)), Job(lost, (64, 64)), Job(half, (64, 64)),
-            Job(spoilt, (96, 96)), Job(good, (50, 80), (1, 3)), Job(good, (400, 400))]  # fmt: skip
+            Job(rows, (64, 64)), Job(spoilt, (96, 96)), Job(good, (50, 80), (1, 3)), Job(good, (400, 400))]  # fmt: skip
     alone, shared = read(jobs, around, 1), read(jobs, around, readers)
     assert [type(t) for t in alone] == [type(t) for t in shared]
     assert {t.job for t in alone if isinstance(t, Failure)} == {1, 2}
@@ -86,6 +95,20 @@ def test_each_thread_has_a_handle_of_its_own_and_none_stays_open(
     assert threading.active_count() == before
     assert len(set(opened.values())) == len(opened) > 1
     assert opened == closed
+
+
+def test_a_file_of_whole_rows_is_read_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    enter = SceneReader.__enter__
+
+    def entered(self: SceneReader) -> SceneReader:
+        opened.append(threading.get_ident())
+        return enter(self)
+
+    monkeypatch.setattr(SceneReader, "__enter__", entered)
+    jobs = [Job(noise(tmp_path, "rows", 400, 400, tiled=False, blockysize=16), (64, 64))]
+    assert len(read(jobs, None, 3)) > 3
+    assert len(opened) == 1
 
 
 def test_a_scene_is_normalised_by_one_rule_asked_by_one_at_a_time(tmp_path: Path) -> None:
