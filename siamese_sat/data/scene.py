@@ -32,7 +32,7 @@ PixelBox = tuple[float, float, float, float]
 # A scene without a place on the map is a normal one here: its boxes stay in pixels.
 warnings.simplefilter("ignore", NotGeoreferencedWarning)
 
-# GDAL's own cache would take 5 % of the machine's memory, however small the scene's tiles are. For the whole process and
+# GDAL's own cache would take 5 % of the machine's memory, however small the tiles are. Said for the whole process and
 # before GDAL first asks: what one reader says in its own time ends for all when that reader does.
 GDAL_CACHE_MB = 64
 os.environ.setdefault("GDAL_CACHEMAX", str(GDAL_CACHE_MB))

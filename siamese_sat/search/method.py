@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
+
 from siamese_sat.data.radiometry import RadiometryOf
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
@@ -14,7 +17,9 @@ from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.part import Part
 
-__all__ = ["Divisible", "ManyScenes", "RadiometryOf", "SearchMethod", "rerank_of", "vote_iou_of"]
+__all__ = [
+    "Divisible", "ManyScenes", "OwnScales", "RadiometryOf", "SearchMethod", "on_scale_of", "rerank_of", "vote_iou_of",
+]  # fmt: skip
 
 
 class SearchMethod(Protocol):
@@ -77,6 +82,19 @@ class Divisible(Protocol):
 def vote_iou_of(method: SearchMethod) -> float:
     """Overlap from which a method's boxes put each other right, see `siamese_sat.search.voting`; 0: they do not."""
     return float(getattr(method, "vote_iou", 0.0))
+
+
+@runtime_checkable
+class OwnScales(Protocol):
+    """A method that learns what a score means class by class."""
+
+    def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+        """What scores ``[n]`` of places of any classes would be, did class ``number`` resemble them as much."""
+
+
+def on_scale_of(method: SearchMethod, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+    """Scores ``[n]`` of places of any classes on the scale of one: as they are where all share it, see `OwnScales`."""
+    return method.on_scale(number, found) if isinstance(method, OwnScales) else found.scores
 
 
 def rerank_of(method: SearchMethod) -> float:

@@ -45,8 +45,12 @@ class ScoreCurve:
         """The raw score of a probability in 0..1."""
         if probability >= 1:
             return float("inf")
-        odds = probability / (1 - probability) * (1 - AT_THRESHOLD) / AT_THRESHOLD
-        return float(self.threshold * odds ** (1 / self.steepness))
+        return float(self.raws(np.array([probability]))[0])
+
+    def raws(self, probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """`raw` of many, each below 1."""
+        odds = probabilities / (1 - probabilities) * (1 - AT_THRESHOLD) / AT_THRESHOLD
+        return np.asarray(self.threshold * odds ** (1 / self.steepness))
 
 
 def fit_curve(left_out: npt.NDArray[np.float64], background: npt.NDArray[np.float64]) -> ScoreCurve:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,6 +46,8 @@ from siamese_sat.search.whiten import Whitening, whiten
 CLOSER = 0.5
 # Where boxes vote, what is asked for lies below the threshold already: of that a larger part.
 CLOSER_VOTING = 0.7
+# What a score is no nearer to 1 than: there it says how much was resembled no more.
+CERTAIN = 1 - 1e-9
 # Background cells from which the searched scenes speak for themselves; in smaller ones the training's background helps.
 ENOUGH = 20_000
 
@@ -231,6 +234,14 @@ class TemplateSearch:
     def classes(self) -> list[str]:
         """Names of what is searched for, in the order of their numbers."""
         return [t.name for t in self.templates]
+
+    def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+        """See `OwnScales`: by the raw scores, cosines of whatever class."""
+        raw = np.zeros(len(found.scores))
+        for other in np.unique(found.classes):
+            mine = found.classes == other
+            raw[mine] = self.templates[other].curve.raws(found.scores[mine].clip(0, CERTAIN))
+        return self.templates[number].curve(raw)
 
     def windows(self, scene: Scene) -> dict[str, int]:
         """How many places each class is compared at."""

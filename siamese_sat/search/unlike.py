@@ -17,7 +17,7 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import NEGATIVE, Exemplar
 from siamese_sat.search.index.entry import scene_path
-from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, rerank_of, vote_iou_of
+from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, on_scale_of, rerank_of, vote_iou_of
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import FLOOR
 
@@ -29,10 +29,11 @@ LEAST = 0.05
 
 @dataclass
 class Unlike:
-    """A method whose scores are p * p / (p + n): p its own, n that of the likest negative at the same place.
+    """A method whose scores p are p * p / n where n, that of the likest negative at the same place, is more than p.
 
-    Where nothing unlike is, p stays; where both are as likely, half of it is left. Where a negative itself lies,
-    `FLOOR` is left: so it still tells re-ranking what is wrong.
+    Where a place resembles the exemplars as much as the negatives or more, p stays: a few negatives resemble what is
+    sought too, or they would not have been mistaken for it. Both are measured on one scale, that of the exemplars.
+    Where a negative itself lies, `FLOOR` is left: so it still tells re-ranking what is wrong.
 
     Attributes:
         method: that searches.
@@ -133,19 +134,21 @@ class Unlike:
         parts = []
         for number, own in self.numbers.items():
             mine = found.classes == number
-            scores = _lowered(found, mine, np.isin(found.classes, self.against.get(number, [])))
+            others = found.at(np.isin(found.classes, self.against.get(number, [])))
+            scores = _lowered(found.at(mine), others, on_scale_of(self.method, number, others))
             keep = scores >= thresholds[self.method.classes[number]]
             where = np.flatnonzero(mine)[keep]
             parts.append(replace(found.at(where), classes=np.full(len(where), own), scores=scores[keep]))
         return Candidates.join(parts)
 
 
-def _lowered(found: Candidates, mine: npt.NDArray[np.bool_], others: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    scores = found.scores[mine]
-    if not mine.any() or not others.any():
+def _lowered(mine: Candidates, others: Candidates, likeness: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Scores ``[n]`` of a class's places beside those of its negatives, which resemble them by ``likeness``."""
+    scores = mine.scores
+    if not len(scores) or not len(likeness):
         return scores
-    overlap = box_iou(torch.from_numpy(found.regions[mine]), torch.from_numpy(found.regions[others])).numpy()
-    unlike = np.where(overlap >= SAME, found.scores[others], 0.0).max(axis=1)
-    lowered = scores * scores / np.maximum(scores + unlike, 1e-12)
+    overlap = box_iou(torch.from_numpy(mine.regions), torch.from_numpy(others.regions)).numpy()
+    unlike = np.where(overlap >= SAME, likeness, 0.0).max(axis=1)
+    lowered = scores * np.minimum(1, scores / np.maximum(unlike, 1e-12))
     # What re-ranking hears, it hears still: what is surely wrong is what it learns from.
     return np.asarray(np.where(scores >= FLOOR, np.maximum(lowered, FLOOR), lowered))

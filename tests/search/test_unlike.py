@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from siamese_sat.data.scene import Scene
@@ -18,7 +19,7 @@ from tests.search.conftest import correlation_model, engine_of
 PLACES = {  # class: (x, score) of 10 pixel boxes
     "boat": [(0, 0.8), (50, 0.6), (100, 0.4)],
     "raft": [(50, 0.7)],
-    "jetty": [(52, 0.6), (200, 0.9)],
+    "jetty": [(52, 0.8), (200, 0.9)],
 }
 
 
@@ -43,8 +44,8 @@ def scene(tmp_path: Path) -> Scene:
     return make_scene(tmp_path / "a.tif", ramp(1, 8, 8))
 
 
-def prepared(scene: Scene, *negatives: str) -> Unlike:
-    method = Unlike(Told(), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])  # type: ignore[arg-type]
+def prepared(scene: Scene, *negatives: str, told: Told | None = None) -> Unlike:
+    method = Unlike(told or Told(), [Exemplar(n, scene, (0, 0, 1, 1)) for n in negatives])  # type: ignore[arg-type]
     model = correlation_model()
     shown = [Exemplar(n, scene, (0, 0, 1, 1)) for n in ("boat", "raft")]
     method.prepare(model, engine_of(model), shown, lambda s: model.radiometry, [scene])
@@ -62,14 +63,31 @@ def test_negatives_lower_what_lies_where_they_do(scene: Scene) -> None:
     assert method.classes == ["boat", "raft"]
     assert method.windows(scene) == {"boat": 5, "raft": 5}
     assert scores(method, scene, 0.0) == {
-        ("boat", 0): 0.8, ("boat", 50): 0.3, ("boat", 100): 0.4, ("raft", 50): round(0.49 / 1.3, 6),
+        ("boat", 0): 0.8, ("boat", 50): 0.45, ("boat", 100): 0.4, ("raft", 50): round(0.49 / 0.8, 6),
     }  # fmt: skip
-    assert scores(method, scene, 0.35) == {("boat", 0): 0.8, ("boat", 100): 0.4, ("raft", 50): round(0.49 / 1.3, 6)}
+    assert scores(method, scene, 0.42) == {("boat", 0): 0.8, ("boat", 50): 0.45, ("raft", 50): round(0.49 / 0.8, 6)}
 
 
 def test_negatives_of_a_class_are_against_it_alone(scene: Scene) -> None:
-    assert scores(prepared(scene, "boat"), scene, 0.0)[("raft", 50)] == 0.7
-    assert scores(prepared(scene, "boat"), scene, 0.0)[("boat", 0)] == 0.4
+    found = scores(prepared(scene, "boat"), scene, 0.0)
+    assert found[("raft", 50)] == 0.7
+    assert found[("boat", 0)] == 0.8, "as much like what it is as like what it is not"
+    assert scores(prepared(scene, "raft"), scene, 0.0)[("boat", 50)] == 0.6
+
+
+def test_both_are_measured_on_the_scale_of_what_is_sought(scene: Scene) -> None:
+    """Of what three boats make of a place and what one mistake does, the numbers do not mean the same."""
+
+    class Scaled(Told):
+        def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+            assert self.classes[number] in ("boat", "raft")
+            assert {self.classes[c].rsplit(" ", 1)[-1] for c in found.classes} <= {"jetty"}
+            return found.scores * (1.0 if self.classes[number] == "boat" else 0.5)
+
+    method = prepared(scene, "jetty", told=Scaled())
+    found = scores(method, scene, 0.0)
+    assert found[("boat", 50)] == 0.45
+    assert found[("raft", 50)] == 0.7
 
 
 def test_what_is_marked_does_not_come_back(tmp_path: Path, scene: Scene) -> None:
@@ -85,14 +103,14 @@ def test_what_is_marked_does_not_come_back(tmp_path: Path, scene: Scene) -> None
             ("boat", 0): 0.8, ("boat", 50): 0.6, ("boat", 100): 0.4, ("raft", 50): FLOOR,
         }  # fmt: skip
         assert ("raft", 50) not in scores(method, scene, 0.05)
-        assert scores(method, other, 0.0)[("raft", 50)] == 0.35, "as likely as what it is unlike"
+        assert scores(method, other, 0.0)[("raft", 50)] == 0.7, "as likely as what it is unlike"
 
 
 def test_what_is_unlike_still_says_so(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PLACES, "boat", [(200, 0.1), (52, 0.01)])
     found = scores(prepared(scene, "jetty"), scene, 0.0)
     assert found[("boat", 200)] == FLOOR, "0.01 by the negative at 0.9"
-    assert found[("boat", 52)] == round(0.01**2 / 0.61, 6)
+    assert found[("boat", 52)] == round(0.01**2 / 0.8, 6)
 
 
 def test_negatives_alone_are_nothing(scene: Scene) -> None:

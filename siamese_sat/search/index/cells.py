@@ -155,6 +155,10 @@ class CellSearch:
         background = [one for scale in every for one in self._background(entries, scale)]
         method.make(groups, rungs, background, _signs)
 
+    def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+        """See `OwnScales`."""
+        return self.method.on_scale(number, found)
+
     def windows(self, scene: Scene) -> dict[str, int]:
         """See `SearchMethod`."""
         hits = self.hits.get(scene.path)

@@ -10,6 +10,7 @@ import torch
 from siamese_sat.data.chip import ChipSpec
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import NEGATIVE, Exemplar, ExemplarSource
 from siamese_sat.search.score import ALONE, ASKED, ORDINARY, ScoreCurve
@@ -202,3 +203,18 @@ def test_without_exemplars_there_is_nothing_to_match(
 ) -> None:
     with pytest.raises(InputError, match="needs exemplars"):
         Searched(model, engine, [], shown["boat"][0].scene)
+
+
+def test_scores_on_the_scale_of_another_class(small: Searched) -> None:
+    method, found = small.method, small.all()
+    boat, pool = method.templates
+    assert boat.curve != pool.curve
+    scores = method.on_scale(0, found)
+    boats = found.classes == 0
+    np.testing.assert_allclose(scores[boats], found.scores[boats], rtol=1e-6)
+    raw = np.array([pool.curve.raw(s) for s in found.scores[~boats]])
+    np.testing.assert_allclose(scores[~boats], boat.curve(raw), rtol=1e-6)
+    assert len(raw) > 0
+    # A score that is certain, as a float has it, has a raw score too.
+    sure = Candidates(found.boxes[:1], found.regions[:1], np.array([1]), np.array([1.0]))
+    assert 0 < method.on_scale(0, sure)[0] <= 1
