@@ -53,6 +53,7 @@ from siamese_sat.search.template import TemplateSearch
 from siamese_sat.search.tile import Job
 
 BANDS = (1, 2, 3, 4)
+# Scenes that differ; more of them are these again.
 LANDS = 4
 
 

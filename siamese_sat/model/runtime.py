@@ -132,9 +132,10 @@ class Runner:
 class Replayed:
     """A network on a GPU whose kernels are recorded once and then started together.
 
-    Started one by one, those of a ResNet50 take Python 2 ms, as long as an H200 takes for 350 windows of 64 pixels:
-    batches of 64 would leave it idle for most of the time. Recorded is the first size of no more than `REPLAYED` pixels
-    that comes twice in a row, as full batches do; all others run as they are. Threads may share it.
+    Started one by one, those of a ResNet50 take Python 2 ms, as long as an H200 takes for 350 windows of 64 pixels
+    (`benchmarks/search_speed.py`, bare): batches of 64 would leave it idle for most of the time. Recorded is the first
+    size of no more than `REPLAYED` pixels that comes twice in a row, as full batches do; all others run as they are.
+    Threads may share it.
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
