@@ -10,6 +10,8 @@ and absent.csv.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import json
 import logging

@@ -9,6 +9,8 @@ same command, interrupted, goes on with the scenes that it had not searched.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import hashlib
 import json

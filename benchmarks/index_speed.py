@@ -11,6 +11,8 @@ writes it as JSON.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import json
 import os

@@ -10,6 +10,8 @@ Writes precision.md and .csv.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import logging
 import tempfile

@@ -12,6 +12,8 @@ the first: what a training of one epoch takes is taken off.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import os
 import subprocess

@@ -10,6 +10,8 @@ and preparing, which grow with the pixels, are not hidden behind the network.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import contextlib
 import json

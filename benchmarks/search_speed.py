@@ -18,6 +18,8 @@ Prints medians, ratios (the median of each round's own) and stages; writes searc
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import importlib.util
 import logging

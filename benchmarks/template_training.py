@@ -11,6 +11,8 @@ trained and the rest of those given (Wortsman et al. 2022, robust fine-tuning). 
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import logging
 import math

@@ -15,6 +15,8 @@ stages of the bare loop; writes train_speed.md and .csv.
 
 from __future__ import annotations
 
+import siamese_sat  # noqa: F401  # isort: skip - says how PyTorch's threads wait, before it is imported
+
 import argparse
 import contextlib
 import logging

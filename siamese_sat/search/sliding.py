@@ -102,12 +102,16 @@ class Sliding:
 
     def _pooled(self, image: Tensor) -> Tensor:
         """Means ``[N, channels, h, w]`` in fp32 over the cells of the window that begins at each cell."""
-        cells = self.backbone(image).float()
+        cells = self.backbone(image)
         step, number = CELL // self.stride, self.size // CELL
         height, width = (n - step * (number - 1) for n in cells.shape[2:])
         shifts = [step * i for i in range(number)]
-        parts = [cells[:, :, y : y + height, x : x + width] for y in shifts for x in shifts]
-        return torch.stack(parts).mean(dim=0)
+        # One by one into the same memory: stacked, they would pass through it several times.
+        total = torch.zeros_like(cells[:, :, :height, :width], dtype=torch.float32)
+        for y in shifts:
+            for x in shifts:
+                total += cells[:, :, y : y + height, x : x + width]
+        return total.div_(number**2)
 
     def _head(self, pooled: Tensor) -> Tensor:
         return F.normalize(self._embedder.head(pooled), dim=1)
