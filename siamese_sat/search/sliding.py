@@ -6,8 +6,9 @@ cut out ends in the network's zero padding, and in a tile its surroundings stand
 deeper the network; exemplars are therefore embedded with their surroundings too, and `unlike` says how much is left.
 
 What it costs beside one pass: windows 32 px apart (the stride of the stage) nothing; 16 or 8 px apart what `Finer`
-says; other strides cannot be had. A tile is computed with one window's side around it, whose share of the arithmetic is
-about a sixth. What a cell sees beyond that is not there: some cells differ a little with the border of the tile.
+says; other strides cannot be had. A tile is computed with one window's side of the scene around it, whose share of the
+arithmetic is about a tenth. What a cell sees beyond that, or beyond the scene, is not there: some cells differ a little
+with the border of the tile.
 """
 
 from __future__ import annotations
@@ -93,24 +94,25 @@ class Sliding:
     def _of_tile(self, tile: StoredTile) -> Tensor:
         stored = tile.pixels.to(self.engine.device, non_blocking=True)
         image = self._embedder.project(stored, tile.radiometry, tile.level)
-        # Only what the windows that count need: the rest of the tile may be nothing.
+        # Only what the windows that count need: the rest of the tile may be nothing, as is what lies beyond the scene.
         margin = AROUND * self.size
-        (top, left), (bottom, right) = tile.corners.min(axis=0) - margin, tile.corners.max(axis=0) + self.size + margin
+        top, left = np.maximum(tile.corners.min(axis=0) - margin, tile.seen[0])
+        bottom, right = np.minimum(tile.corners.max(axis=0) + self.size + margin, tile.seen[1])
         found = self._pooled(image[:, :, top:bottom, left:right])
         row, column = torch.from_numpy((tile.corners - [top, left]) // self.stride).to(self.engine.device).T
         return self._head(found[0].permute(1, 2, 0)[row, column])
 
     def _pooled(self, image: Tensor) -> Tensor:
         """Means ``[N, channels, h, w]`` in fp32 over the cells of the window that begins at each cell."""
-        cells = self.backbone(image)
+        cells = self.backbone(image).float()
         step, number = CELL // self.stride, self.size // CELL
         height, width = (n - step * (number - 1) for n in cells.shape[2:])
         shifts = [step * i for i in range(number)]
+        first, *rest = (cells[:, :, y : y + height, x : x + width] for y in shifts for x in shifts)
         # One by one into the same memory: stacked, they would pass through it several times.
-        total = torch.zeros_like(cells[:, :, :height, :width], dtype=torch.float32)
-        for y in shifts:
-            for x in shifts:
-                total += cells[:, :, y : y + height, x : x + width]
+        total = first.clone()
+        for one in rest:
+            total += one
         return total.div_(number**2)
 
     def _head(self, pooled: Tensor) -> Tensor:

@@ -58,7 +58,9 @@ class StoredTile:
         pixels: ``[C, h, w]`` as stored, in host memory; the band mean where nothing valid is.
         radiometry: of the scene.
         level: height and width to which the tile is resized.
-        corners: ``[n, 2]`` row and column, in the resized tile, of the first pixel of each window.
+        seen: ``[2, 2]`` row and column, in the resized tile, of the first pixel that a window of the scene shows, and
+            of the one after the last.
+        corners: ``[n, 2]`` the same of the first pixel of each window.
         boxes: ``[n, 4]`` of the windows in scene pixels.
         valid: ``[n]`` valid part of each, 0..1.
     """
@@ -67,6 +69,7 @@ class StoredTile:
     pixels: Tensor
     radiometry: Radiometry
     level: tuple[int, int]
+    seen: npt.NDArray[np.int64]
     corners: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     valid: npt.NDArray[np.float64]
@@ -196,6 +199,7 @@ def _tiles(
                 pixels=pixels.pin_memory() if pinned else pixels,
                 radiometry=radiometry,
                 level=(row.level_length, column.level_length),
+                seen=np.array([row.seen, column.seen]).T,
                 corners=np.stack([row.offsets[at[:, 0]], column.offsets[at[:, 1]]], axis=1),
                 boxes=found[keep.ravel()],
                 valid=inside.ravel().clip(0, 1)[keep.ravel()],

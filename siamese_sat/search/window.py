@@ -22,6 +22,8 @@ from siamese_sat.errors import InputError
 
 # Pixels that a tile holds along a side before the margins, of the scene and of the level, unless a window is larger.
 TILE = 1536
+# For a network that runs once over a tile: its margins are computed, not only read.
+DENSE_TILE = 2048
 
 
 def level_length(length: int, window: int, size: int) -> int:
@@ -49,6 +51,7 @@ class AxisTile:
         level_length: level pixels that they become.
         offsets: first pixel of each window, within these level pixels.
         places: the same, from the level's start.
+        seen: the first of these level pixels that a window of the scene shows, and the one after the last.
     """
 
     source: int
@@ -56,6 +59,7 @@ class AxisTile:
     level_length: int
     offsets: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
+    seen: tuple[int, int]
 
 
 def axis_tiles(length: int, window: int, size: int, stride: int, tile: int = TILE) -> Iterator[AxisTile]:
@@ -84,16 +88,12 @@ def axis_tiles(length: int, window: int, size: int, stride: int, tile: int = TIL
         mine = where[number == n]
         first = int(n) * steps - margin
         last = math.ceil((int(mine[-1]) + size) / level_step) + margin
-        yield AxisTile(
-            source=first * source_step,
-            source_length=(last - first) * source_step,
-            level_length=(last - first) * level_step,
-            offsets=mine - first * level_step,
-            places=mine,
-        )
+        yield _axis_tile(first, last, source_step, level_step, mine, int(where[-1]) + size)
 
 
-def dense_tiles(length: int, window: int, size: int, stride: int, around: int, tile: int = TILE) -> Iterator[AxisTile]:
+def dense_tiles(
+    length: int, window: int, size: int, stride: int, around: int, tile: int = DENSE_TILE
+) -> Iterator[AxisTile]:
     """As `axis_tiles`, for a network that runs once over a tile: places are whole strides, and tiles show more.
 
     The last place is not clamped inward: its window reaches beyond the scene, by less than a stride.
@@ -112,13 +112,22 @@ def dense_tiles(length: int, window: int, size: int, stride: int, around: int, t
     for n in np.unique(number):
         mine = where[number == n]
         first, last = int(n) * steps - around, math.ceil((int(mine[-1]) + size) / size) + around
-        yield AxisTile(
-            source=first * window,
-            source_length=(last - first) * window,
-            level_length=(last - first) * size,
-            offsets=mine - first * size,
-            places=mine,
-        )
+        yield _axis_tile(first, last, window, size, mine, int(where[-1]) + size)
+
+
+def _axis_tile(
+    first: int, last: int, source_step: int, level_step: int, places: npt.NDArray[np.int64], end: int
+) -> AxisTile:
+    """From one step to another, of a level whose last window ends at ``end``."""
+    start, length = first * level_step, (last - first) * level_step
+    return AxisTile(
+        source=first * source_step,
+        source_length=(last - first) * source_step,
+        level_length=length,
+        offsets=places - start,
+        places=places,
+        seen=(max(0, -start), min(length, end - start)),
+    )
 
 
 def boxes(

@@ -144,12 +144,22 @@ def test_an_exemplar_is_embedded_as_its_place_in_a_tile(scene: Scene) -> None:
     source = Sliding.of(make_engine(), 64, 32)
     # One window's side around it on each side, as a tile of this one window has.
     chip = RADIOMETRY.normalise(torch.from_numpy(grains()[:, 64:256, 32:224]))
-    alone = by_box(source, Job(scene.within((96, 128, 160, 192)), (64, 64)), 32)
-    assert list(alone) == [(96, 128, 160, 192)]
-    # The tile sees the mean beyond the area of interest; give the chip the same.
-    masked = torch.zeros_like(chip)
-    masked[:, 64:128, 64:128] = chip[:, 64:128, 64:128]
-    torch.testing.assert_close(source.embed(masked[None])[0], alone[96, 128, 160, 192], rtol=0, atol=1e-4)
+    alone = by_box(source, Job(scene.within((32, 64, 224, 256)), (64, 64)), 32)
+    torch.testing.assert_close(source.embed(chip[None])[0], alone[96, 128, 160, 192], rtol=0, atol=1e-4)
+
+
+def test_nothing_beyond_the_scene_is_computed(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Size] = []
+    plain = Sliding._pooled
+
+    def watched(self: Sliding, image: Tensor) -> Tensor:
+        seen.append(image.shape[2:])
+        return plain(self, image)
+
+    monkeypatch.setattr(Sliding, "_pooled", watched)
+    by_box(Sliding.of(make_engine(), 64, 32), Job(scene, (64, 64)), 32)
+    # 400 x 333 pixels; the last windows reach that far.
+    assert seen == [(416, 352)]
 
 
 def test_errors_come_as_they_do_from_single_windows(tmp_path: Path, scene: Scene) -> None:
