@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from siamese_sat.data.chip import resize
@@ -24,7 +24,8 @@ class DeployedEmbedder(nn.Module):
     """A copy of an embedder with BatchNorm folded into the convolutions, in one precision, channels last.
 
     Folded and stored in the precision of the computation, normalising and converting are no passes over memory of
-    their own. The head and the unit length stay in fp32.
+    their own. So is the head's first layer, which in fp32 would take a thirtieth of a dense search's time; the second
+    and the unit length stay in fp32.
 
     Args:
         embedder: trained or not; it is not changed.
@@ -60,12 +61,14 @@ class DeployedEmbedder(nn.Module):
         self.register_buffer("shift", shift.to(device) if shift is not None else None)
         self.projection = own.projection.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = own.backbone.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.head = own.head.to(device)
+        first, norm = own.head[0], own.head[1]
+        assert isinstance(first, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+        self.hidden = fuse_linear_bn_eval(first, norm).to(device, dtype)
+        self.head = own.head[2:].to(device).eval()
 
     def forward(self, chips: Tensor) -> Tensor:
         """Normalised chips ``[N, C, S, S]`` to unit vectors ``[N, D]`` in fp32."""
-        pooled = self.features(chips).float().mean(dim=(2, 3))
-        return F.normalize(self.head(pooled), dim=1)
+        return self.embed_pooled(self.features(chips).float().mean(dim=(2, 3)))
 
     @property
     def projects(self) -> bool:
@@ -108,8 +111,12 @@ class DeployedEmbedder(nn.Module):
 
     def embed_projected(self, projected: Tensor) -> Tensor:
         """What `project` gave, cut into chips ``[N, 3, S, S]``, to unit vectors ``[N, D]`` in fp32."""
-        pooled = self._stages("layer4")(projected).float().mean(dim=(2, 3))
-        return F.normalize(self.head(pooled), dim=1)
+        return self.embed_pooled(self._stages("layer4")(projected).float().mean(dim=(2, 3)))
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Means of the last stage's cells ``[N, channels]`` in fp32 to unit vectors ``[N, D]`` in fp32."""
+        hidden: Tensor = self.hidden(pooled.to(self.dtype))
+        return F.normalize(self.head(hidden.float()), dim=1)
 
     def features(self, image: Tensor, until: str = "layer4") -> Tensor:
         """Feature map of a stage, in the precision of the computation."""

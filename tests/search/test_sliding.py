@@ -31,7 +31,7 @@ def smooth(engine: Engine, around: float) -> Engine:
 
     With 0 a cell sees its own pixel only: a window's border and a tile's are nothing to it.
     """
-    backbone, head = engine.embedder.backbone, engine.embedder.head
+    backbone, head = engine.embedder.backbone, nn.ModuleList([engine.embedder.hidden, engine.embedder.head])  # type: ignore[list-item]
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
             weight, middle = module.weight.data, module.kernel_size[0] // 2
