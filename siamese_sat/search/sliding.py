@@ -87,7 +87,7 @@ class Sliding:
         embedder = self._embedder
         projected = embedder.projection(chips.to(embedder.dtype, memory_format=torch.channels_last))
         middle = AROUND * self.size // self.stride
-        return self._embedder.embed_pooled(self._pooled(projected)[:, :, middle, middle])
+        return self._head(self._pooled(projected)[:, :, middle, middle])
 
     @torch.inference_mode()
     def _of_tile(self, tile: StoredTile) -> Tensor:
@@ -99,7 +99,7 @@ class Sliding:
         bottom, right = np.minimum(tile.corners.max(axis=0) + self.size + margin, tile.seen[1])
         found = self._pooled(image[:, :, top:bottom, left:right])
         row, column = torch.from_numpy((tile.corners - [top, left]) // self.stride).to(self.engine.device).T
-        return self._embedder.embed_pooled(found[0].permute(1, 2, 0)[row, column])
+        return self._head(found[0].permute(1, 2, 0)[row, column])
 
     def _pooled(self, image: Tensor) -> Tensor:
         """Means ``[N, channels, h, w]`` in fp32 over the cells of the window that begins at each cell."""
@@ -113,6 +113,9 @@ class Sliding:
         for one in rest:
             total += one
         return total.div_(number**2)
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        return self._embedder.embed_pooled(pooled)
 
     @property
     def _embedder(self) -> DeployedEmbedder:
