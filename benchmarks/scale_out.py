@@ -106,7 +106,8 @@ def train(args: argparse.Namespace, folder: Path) -> tuple[str, pd.DataFrame, li
             "callbacks.finetune.warmup_epochs=0", f"paths.cache_dir={folder / 'chips'}",
             f"hydra.run.dir={tempfile.mkdtemp(dir=folder)}", *trainer, *args.settings,
         ]  # fmt: skip
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        waiting = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), **waiting}
         started = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         if done.returncode:

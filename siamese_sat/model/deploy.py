@@ -16,7 +16,7 @@ from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.model.embedder import Embedder
 from siamese_sat.model.runtime import Runner, pick_runtime
 
-# Of an image, that a CPU mixes at once: what stands between stays in its caches.
+# Rows of an image that a CPU mixes at once: what stands between stays in its caches.
 ROWS = 64
 
 
@@ -30,7 +30,7 @@ class DeployedEmbedder(nn.Module):
     Args:
         embedder: trained or not; it is not changed.
         device: where to compute.
-        dtype: of projection and backbone.
+        dtype: of projection, backbone and the head's first layer.
         runtime: what runs the backbone, see `pick_runtime`.
 
     Attributes:
@@ -61,10 +61,9 @@ class DeployedEmbedder(nn.Module):
         self.register_buffer("shift", shift.to(device) if shift is not None else None)
         self.projection = own.projection.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = own.backbone.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        first, norm = own.head[0], own.head[1]
-        assert isinstance(first, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
-        self.hidden = fuse_linear_bn_eval(first, norm).to(device, dtype)
-        self.head = own.head[2:].to(device).eval()
+        hidden, rest = _wide_layer(own.head)
+        self.hidden = hidden.to(device, dtype) if hidden is not None else None
+        self.head = rest.to(device).eval()
 
     def forward(self, chips: Tensor) -> Tensor:
         """Normalised chips ``[N, C, S, S]`` to unit vectors ``[N, D]`` in fp32."""
@@ -115,8 +114,9 @@ class DeployedEmbedder(nn.Module):
 
     def embed_pooled(self, pooled: Tensor) -> Tensor:
         """Means of the last stage's cells ``[N, channels]`` in fp32 to unit vectors ``[N, D]`` in fp32."""
-        hidden: Tensor = self.hidden(pooled.to(self.dtype))
-        return F.normalize(self.head(hidden.float()), dim=1)
+        if self.hidden is not None:
+            pooled = self.hidden(pooled.to(self.dtype)).float()
+        return F.normalize(self.head(pooled), dim=1)
 
     def features(self, image: Tensor, until: str = "layer4") -> Tensor:
         """Feature map of a stage, in the precision of the computation."""
@@ -164,6 +164,14 @@ def _mixing(projection: nn.Module) -> tuple[bool, Tensor | None, Tensor | None]:
     conv = parts[0] if len(parts) == 1 else _folded(parts[0], parts[1])
     assert isinstance(conv, nn.Conv2d) and conv.bias is not None
     return len(parts) > 1, conv.weight.detach().float().flatten(1), conv.bias.detach().float()[:, None]
+
+
+def _wide_layer(head: nn.Module) -> tuple[nn.Linear | None, nn.Module]:
+    """A head's first layer, its BatchNorm folded in, and what follows; None where the head is none of `Embedder`'s."""
+    parts = list(head.children())
+    if len(parts) < 2 or not isinstance(parts[0], nn.Linear) or not isinstance(parts[1], nn.BatchNorm1d):
+        return None, head
+    return fuse_linear_bn_eval(parts[0], parts[1]), nn.Sequential(*parts[2:])
 
 
 def _fold(backbone: nn.Module) -> None:

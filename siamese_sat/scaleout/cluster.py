@@ -228,7 +228,7 @@ class RayPool:
         options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": per_worker, "max_restarts": 0}
         if threads > share.cpus:
             # Threads that outnumber their cores must not spin while they wait for each other.
-            options["runtime_env"] = {"env_vars": {"OMP_WAIT_POLICY": "passive"}}
+            options["runtime_env"] = {"env_vars": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}}
         self.device = "cuda" if per_worker else "cpu"
         self._actor = partial(self._ray.remote(Worker).options(**options).remote, self.device, threads)
         self.actors = [self._actor() for _ in range(count)]

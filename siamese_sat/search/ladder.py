@@ -40,8 +40,9 @@ def ladder(
     max_zoom: float | None = None,
     sizes_per_level: int = 1,
     following: Collection[str] = (),
+    larger: int = 0,
 ) -> dict[str, tuple[Rung, ...]]:
-    """Rungs of each class: from one below its smallest exemplar to one above its largest.
+    """Rungs of each class: from one below its smallest exemplar to one above its largest, or further.
 
     Args:
         sizes: longer sides of a class's exemplars, scene pixels.
@@ -53,11 +54,14 @@ def ladder(
             has: smaller ones cost by the square and show blurs. None: no limit.
         sizes_per_level: neighbouring rungs of a class that share a level; no more than there are.
         following: classes by which the levels of the others do not change; not all.
+        larger: rungs above the median exemplar, at least, as far as ``most`` allows.
 
     Returns:
         By class, rising.
     """
-    places = {name: _places(longer, object_size, ratio, least, most, max_zoom) for name, longer in sizes.items()}
+    places = {
+        name: _places(longer, object_size, ratio, (least, most, larger), max_zoom) for name, longer in sizes.items()
+    }
     leading = [found for name, found in places.items() if name not in following]
     per_level = min(sizes_per_level, max(map(len, leading)))
     # The smallest of all is the smallest in its level: the finest level is as coarse as can be.
@@ -69,16 +73,20 @@ def ladder(
 
 
 def _places(
-    longer: Sequence[float], object_size: float, ratio: float, least: int, most: int, max_zoom: float | None
+    longer: Sequence[float], object_size: float, ratio: float, counts: tuple[int, int, int], max_zoom: float | None
 ) -> list[float]:
-    """A class's sizes, rising: logarithms to the base ``ratio`` of multiples of ``object_size``."""
+    """A class's sizes, rising: logarithms to the base ``ratio`` of multiples of ``object_size``.
+
+    ``counts`` are ``least``, ``most`` and ``larger`` of `ladder`.
+    """
+    least, most, larger = counts
     middle, smallest, largest = (
         math.log(float(size) / object_size) / math.log(ratio) for size in (np.median(longer), min(longer), max(longer))
     )
     low = max(min(math.floor(smallest - middle + 0.5) - 1, -least), -most)
     finest: float = -math.inf if max_zoom is None else math.ceil(-math.log(max_zoom) / math.log(ratio) - middle - 1e-9)
     low = int(max(low, min(finest, 0)))
-    high = max(min(math.floor(largest - middle + 0.5) + 1, 2 * most), min(least, most))
+    high = max(min(max(math.floor(largest - middle + 0.5) + 1, larger), 2 * most), min(least, most))
     return [middle + k for k in range(low, high + 1)]
 
 

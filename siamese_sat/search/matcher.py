@@ -71,12 +71,14 @@ class Matcher:
         views: rotations of an exemplar.
         deep_weight: of the deep stage's cosine, that of the first being 1.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
+        larger_trust: part of it that counts however much larger than the exemplars a place is, 0..1.
         dtype: in which cells and kernels are multiplied.
     """
 
     views: int
     deep_weight: float
     size_spread: float
+    larger_trust: float
     dtype: torch.dtype
 
     def closer(
@@ -85,7 +87,8 @@ class Matcher:
         """Every exemplar's own score ``[n, exemplars]`` of places, that of the first stage alone, and its best view.
 
         The score is the weighted mean of the stages' cosines, each in its best view, less where the place's size is far
-        from the exemplar's: a Gaussian of the logarithm of their ratio.
+        from the exemplar's: a Gaussian of the logarithm of their ratio. Of larger places, which are seen as sharply as
+        exemplars or sharper, ``larger_trust`` is left at least.
 
         Args:
             rendition: of the class, for this level.
@@ -96,6 +99,7 @@ class Matcher:
         cosine, view = rendition.consensus.cosines(places).max(dim=2)
         off = np.log(rendition.appears * step / UNIT / rendition.sizes) / self.size_spread
         likely = np.exp(-(off**2) / 2)
+        likely = np.where(off > 0, np.maximum(likely, self.larger_trust), likely)
         first = cosine.double().cpu().numpy() * likely
         if rendition.deep is None or deep is None:
             return first, first, view.cpu().numpy()

@@ -6,9 +6,9 @@ cut out ends in the network's zero padding, and in a tile its surroundings stand
 deeper the network; exemplars are therefore embedded with their surroundings too, and `unlike` says how much is left.
 
 What it costs beside one pass: windows 32 px apart (the stride of the stage) nothing; 16 or 8 px apart what `Finer`
-says; other strides cannot be had. A tile is computed with one window's side of the scene around it, whose share of the
-arithmetic is about a tenth. What a cell sees beyond that, or beyond the scene, is not there: some cells differ a little
-with the border of the tile.
+says; other strides cannot be had. A tile is computed with one window's side of the scene around it, a tenth of the
+arithmetic with windows of 64 pixels, a third with 256. What a cell sees beyond that, or beyond the scene, is not
+there: some cells differ a little with the border of the tile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -83,7 +84,10 @@ class Sliding:
 
     @torch.inference_mode()
     def embed(self, chips: Tensor) -> Tensor:
-        """Vectors ``[n, D]`` of the middles of normalised chips that show ``AROUND`` windows more on every side."""
+        """Vectors ``[n, D]`` of the middles of normalised chips that show ``AROUND`` windows more on every side.
+
+        At a scene's border a chip shows the band mean where a tile ends: there it differs a little from its window.
+        """
         embedder = self._embedder
         projected = embedder.projection(chips.to(embedder.dtype, memory_format=torch.channels_last))
         middle = AROUND * self.size // self.stride
@@ -185,20 +189,28 @@ def unlike(
         0 where they are the same, 1 where they differ as much as windows do from their mean; None where there is too
         little to compare.
     """
-    jobs = []
+    jobs, wide = [], np.array(window * 2)
+    inner = []
     for scene in scenes[:: max(1, math.ceil(len(scenes) / 3))]:
         x0, y0, x1, y1 = scene.aoi
         x, y = (x0 + x1) // 2, (y0 + y1) // 2
         reach = 5 * window[0], 5 * window[1]
         middle = scene.within((x - reach[0], y - reach[1], x + reach[0], y + reach[1]))
         jobs.append(Job(middle, window))
+        # Nearer to the sample's border a tile shows less around a window than elsewhere, where it is not the scene's.
+        edge = np.array(middle.aoi)
+        inner.append(edge + np.where(edge == scene.aoi, 0, [1, 1, -1, -1]) * AROUND * wide)
     exact, dense = (_by_place(source, jobs, radiometry_of, sliding) for source in (sliding.engine, sliding))
-    common = [place for place in exact if place in dense]
+    common = [place for place in exact if place in dense and _lies_in(place[1:], inner[int(place[0])])]
     if len(common) < ENOUGH:
         return None
     one, other = (torch.stack([found[place] for place in common]) for found in (exact, dense))
     spread = (one - one.mean(0)).square().sum(1).mean()
     return float((other - one).square().sum(1).mean() / spread.clamp(min=1e-12))
+
+
+def _lies_in(box: tuple[float, ...], area: npt.NDArray[np.int64]) -> bool:
+    return bool(box[0] >= area[0] and box[1] >= area[1] and box[2] <= area[2] and box[3] <= area[3])
 
 
 def _by_place(

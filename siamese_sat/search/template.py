@@ -69,9 +69,11 @@ class TemplateSearch:
         sizes_per_level: neighbouring sizes of a class that are sought in one level, each by exemplars of its size.
         min_levels: sizes on either side of the median exemplar, at least, see `ladder`.
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
+        larger_levels: larger than it, at least, as far as ``max_levels`` allows: few exemplars seldom show the largest.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
+        larger_trust: part of it that counts however much larger than the exemplars a place is, 0..1.
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
         shrinkage: of the whitening.
@@ -98,8 +100,10 @@ class TemplateSearch:
     sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
+    larger_levels: int = 8
     max_zoom: float | None = 6.0
     size_spread: float = 1.2
+    larger_trust: float = 0.9
     contrast: float = 0.2
     dimensions: int = 128
     shrinkage: float = 0.1
@@ -146,6 +150,7 @@ class TemplateSearch:
             self.max_zoom,
             self.sizes_per_level,
             following,
+            self.larger_levels,
         )
         # Beside other classes things may appear larger than alone.
         # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
@@ -208,7 +213,7 @@ class TemplateSearch:
 
     @property
     def _matcher(self) -> Matcher:
-        return Matcher(self.views, self.deep_weight, self.size_spread, self.engine.dtype)
+        return Matcher(self.views, self.deep_weight, self.size_spread, self.larger_trust, self.engine.dtype)
 
     @property
     def deep_stage(self) -> str | None:

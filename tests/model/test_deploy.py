@@ -75,11 +75,15 @@ def test_bf16_turns_hardly_a_cell(kind: str) -> None:
     embeddings = deployed(x)
     assert embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(1))
+    wanted = embedder(x)
+    assert F.cosine_similarity(embeddings, wanted, dim=1).min() >= 0.999
+    assert not torch.equal(embeddings, wanted)
 
 
 def test_no_batchnorm_is_left_in_backbone_and_head() -> None:
     for kind in KINDS:
         deployed = DeployedEmbedder(trained(kind))
+        assert deployed.hidden is not None
         parts = nn.ModuleList([deployed.backbone, deployed.hidden, deployed.head])
         assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in parts.modules()), kind
         assert not deployed.head.training

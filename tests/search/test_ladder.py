@@ -61,6 +61,15 @@ def test_no_more_levels_than_asked_for_on_either_side_of_the_median() -> None:
     )
 
 
+@pytest.mark.parametrize("larger", [3, 5, 6, 9])
+def test_larger_ones_are_sought_as_far_as_allowed(larger: int) -> None:
+    found = ladder({"a": [127.0, 128.0, 129.0]}, 128.0, 1.25, 2, 3, larger=larger)["a"]
+    assert found == tuple(round(128 * 1.25**k) for k in range(-2, min(larger, 6) + 1))
+    # Beside a larger exemplar they change nothing, and below the median nothing at all.
+    found = ladder({"a": [60.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3, larger=larger)["a"]
+    assert found == ladder({"a": [60.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
+
+
 @pytest.mark.parametrize("per_level", [1, 3])
 def test_the_largest_exemplar_is_sought_beside_many_small_ones(per_level: int) -> None:
     found = module.ladder({"a": [8.0, 12.0, 17.0, 58.0, 70.0]}, 49.0, 1.25, 2, 4, None, per_level)["a"]

@@ -66,6 +66,7 @@ def test_the_same_whoever_reads(tmp_path: Path, around: int | None, readers: int
             assert torch.equal(one.pixels, other.pixels)
             np.testing.assert_array_equal(one.boxes, other.boxes)
             np.testing.assert_array_equal(one.valid, other.valid)
+            np.testing.assert_array_equal(one.seen, other.seen)
             np.testing.assert_array_equal(one.corners, other.corners)
         elif isinstance(one, Failure) and isinstance(other, Failure):
             assert str(one.error) == str(other.error)

@@ -8,7 +8,7 @@ import torch
 
 from siamese_sat.data.chip import resize
 from siamese_sat.errors import InputError
-from siamese_sat.search.window import axis_tiles, boxes, level_length, places
+from siamese_sat.search.window import axis_tiles, boxes, dense_tiles, level_length, places
 
 
 def test_the_example_of_the_docstring() -> None:
@@ -109,3 +109,27 @@ def test_a_tile_is_bounded_in_level_pixels_too(window: int) -> None:
     """Small windows are enlarged: a tile of them must not grow without limit."""
     assert max(t.level_length for t in axis_tiles(20_000, window, 64, 32)) <= 2500
     assert max(t.source_length for t in axis_tiles(20_000, window, 64, 32)) <= 2500
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("window", [37, 64, 130])
+@pytest.mark.parametrize("length", [20, 64, 333, 1000])
+def test_dense_tiles_show_what_is_around_but_nothing_beyond_the_scene(length: int, window: int, stride: int) -> None:
+    size = 64
+    tiles = list(dense_tiles(length, window, size, stride, 1, tile=260))
+    where = np.concatenate([t.places for t in tiles])
+    assert where.tolist() == list(range(0, where[-1] + 1, stride))
+    level = level_length(length, window, size)
+    assert level <= where[-1] + size < level + stride
+    for tile in tiles:
+        first, last = tile.seen
+        start = tile.places[0] - tile.offsets[0]
+        # One window's side around its own windows, but from the first window's beginning to the last one's end.
+        assert start + first == max(0, tile.places[0] - size)
+        assert start + last >= min(where[-1] + size, tile.places[-1] + 2 * size)
+        assert start + last <= where[-1] + size
+        assert 0 <= first <= tile.offsets[0]
+        assert tile.offsets[-1] + size <= last <= tile.level_length
+        assert first % stride == tile.offsets[0] % stride == 0
+    if length == 1000:
+        assert len(tiles) > 1

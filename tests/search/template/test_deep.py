@@ -41,7 +41,7 @@ def test_the_more_weight_the_deep_stage_has_the_more_it_says(small: Searched) ->
     template = replace(template, sizes=np.full(len(template.sizes), template.appears * step / 128))
 
     def scores(weight: float, deep: torch.Tensor | None = deep) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        matcher = Matcher(small.method.views, weight, 1.2, torch.float32)
+        matcher = Matcher(small.method.views, weight, 1.2, 0.0, torch.float32)
         return matcher.closer(template, places, deep, step)
 
     first = template.consensus.cosines(places).amax(2).double().numpy()

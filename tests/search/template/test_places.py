@@ -49,8 +49,11 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
     assert set(both.classes) == {1}
 
 
+@pytest.mark.parametrize("trust", [0.0, 0.9])
 @pytest.mark.parametrize("level", [0, 2, 4])
-def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_size_unlike_the_exemplars_counts_less(
+    level: int, trust: float, small: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boat = small.method.templates[0]
     sizes = sorted(((s, r) for r in boat.renditions for s in r.steps), key=lambda f: f[0] * f[1].appears)
     assert len(sizes) == 5
@@ -59,6 +62,7 @@ def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, mo
     one = replace(boat, renditions=(replace(rendition, steps=(step,)),), curve=curve)
     monkeypatch.setattr(small.method, "templates", [one])
     monkeypatch.setattr(small.method, "least", -1.0)
+    monkeypatch.setattr(small.method, "larger_trust", trust)
     found = []
     for spread in (0.3, 1e6):
         monkeypatch.setattr(small.method, "size_spread", spread)
@@ -66,7 +70,8 @@ def test_a_size_unlike_the_exemplars_counts_less(level: int, small: Searched, mo
     assert (found[1] > 0.1).sum() > 3
     ratio = rendition.appears * step / 128 / 40
     assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
-    np.testing.assert_allclose(found[0], found[1] * math.exp(-((math.log(ratio) / 0.3) ** 2) / 2), rtol=1e-4)
+    part = max(math.exp(-((math.log(ratio) / 0.3) ** 2) / 2), trust if level == 4 else 0)
+    np.testing.assert_allclose(found[0], found[1] * part, rtol=1e-4)
 
 
 def test_boxes_are_scaled_about_their_centre(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
