@@ -100,10 +100,10 @@ class TemplateSearch:
     sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
-    larger_levels: int = 8
+    larger_levels: int = 0
     max_zoom: float | None = 6.0
     size_spread: float = 1.2
-    larger_trust: float = 0.9
+    larger_trust: float = 0.0
     contrast: float = 0.2
     dimensions: int = 128
     shrinkage: float = 0.1
