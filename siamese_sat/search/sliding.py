@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from shapely import box
 from torch import Tensor
 
 from siamese_sat.data.radiometry import RadiometryOf
@@ -189,19 +189,11 @@ def unlike(
         0 where they are the same, 1 where they differ as much as windows do from their mean; None where there is too
         little to compare.
     """
-    jobs, wide = [], np.array(window * 2)
-    inner = []
-    for scene in scenes[:: max(1, math.ceil(len(scenes) / 3))]:
-        x0, y0, x1, y1 = scene.aoi
-        x, y = (x0 + x1) // 2, (y0 + y1) // 2
-        reach = 5 * window[0], 5 * window[1]
-        middle = scene.within((x - reach[0], y - reach[1], x + reach[0], y + reach[1]))
-        jobs.append(Job(middle, window))
-        # Nearer to the sample's border a tile shows less around a window than elsewhere, where it is not the scene's.
-        edge = np.array(middle.aoi)
-        inner.append(edge + np.where(edge == scene.aoi, 0, [1, 1, -1, -1]) * AROUND * wide)
+    samples = [_sample(scene, window) for scene in scenes[:: max(1, math.ceil(len(scenes) / 3))]]
+    jobs = [Job(middle, window) for middle, _ in samples]
     exact, dense = (_by_place(source, jobs, radiometry_of, sliding) for source in (sliding.engine, sliding))
-    common = [place for place in exact if place in dense and _lies_in(place[1:], inner[int(place[0])])]
+    inside = [box(*inner) for _, inner in samples]
+    common = [place for place in exact if place in dense and inside[int(place[0])].covers(box(*place[1:]))]
     if len(common) < ENOUGH:
         return None
     one, other = (torch.stack([found[place] for place in common]) for found in (exact, dense))
@@ -209,8 +201,15 @@ def unlike(
     return float((other - one).square().sum(1).mean() / spread.clamp(min=1e-12))
 
 
-def _lies_in(box: tuple[float, ...], area: npt.NDArray[np.int64]) -> bool:
-    return bool(box[0] >= area[0] and box[1] >= area[1] and box[2] <= area[2] and box[3] <= area[3])
+def _sample(scene: Scene, window: tuple[int, int]) -> tuple[Scene, tuple[int, ...]]:
+    """The middle of a scene, and the part of it whose windows have around them there what they have in the scene."""
+    x0, y0, x1, y1 = scene.aoi
+    x, y = (x0 + x1) // 2, (y0 + y1) // 2
+    reach = 5 * window[0], 5 * window[1]
+    middle = scene.within((x - reach[0], y - reach[1], x + reach[0], y + reach[1]))
+    width, height = AROUND * window[0], AROUND * window[1]
+    shrunk = zip(middle.aoi, scene.aoi, (width, height, -width, -height), strict=True)
+    return middle, tuple(edge if edge == border else edge + by for edge, border, by in shrunk)
 
 
 def _by_place(

@@ -80,6 +80,22 @@ def test_bf16_turns_hardly_a_cell(kind: str) -> None:
     assert not torch.equal(embeddings, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_gives_the_same_bits_with_any_number_of_threads(dtype: torch.dtype) -> None:
+    """Else what a worker finds would depend on the cores that it was given."""
+    deployed = DeployedEmbedder(Embedder(EmbedderSpec(BANDS)).eval(), dtype=dtype)
+    pooled = torch.rand(64, deployed.backbone.width, generator=torch.Generator().manual_seed(0))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            found.append(deployed.embed_pooled(pooled))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_no_batchnorm_is_left_in_backbone_and_head() -> None:
     for kind in KINDS:
         deployed = DeployedEmbedder(trained(kind))

@@ -171,6 +171,38 @@ def test_errors_come_as_they_do_from_single_windows(tmp_path: Path, scene: Scene
     assert sum(len(f.boxes) for f in found if isinstance(f, Embedded) and f.jobs[0] == 1) == 120
 
 
+@pytest.mark.parametrize(
+    ("window", "seen", "inner"),
+    [
+        ((64, 64), (0, 0, 333, 400), (0, 0, 333, 400)),
+        ((16, 24), (86, 80, 246, 320), (102, 104, 230, 296)),
+        ((16, 64), (86, 0, 246, 400), (102, 0, 230, 400)),
+    ],
+)
+def test_what_auto_compares_has_its_surroundings(
+    scene: Scene, window: tuple[int, int], seen: tuple[int, ...], inner: tuple[int, ...]
+) -> None:
+    found = sliding._sample(scene, window)
+    assert (found[0].aoi, found[1]) == (seen, inner)
+
+
+def test_auto_looks_at_no_window_near_the_border_of_its_sample(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = smooth(make_engine(), 0.1)
+    source = Sliding.of(engine, 64, 32)
+    plain = sliding._by_place
+
+    def spoilt(*args: Any) -> dict[tuple[float, ...], Tensor]:  # noqa: ANN401
+        """Windows at the sample's border, turned round in the dense way only."""
+        found = plain(*args)
+        left = min(place[1] for place in found)
+        return {p: -v if args[0] is source and p[1] == left else v for p, v in found.items()}
+
+    args = (source, [scene], lambda _: RADIOMETRY, (16, 16))
+    before = unlike(*args)
+    monkeypatch.setattr(sliding, "_by_place", spoilt)
+    assert unlike(*args) == before
+
+
 def test_auto_takes_it_where_it_hardly_differs(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     args = (64, 32, [scene, scene], lambda _: RADIOMETRY, (64, 64))
     plain, rough = smooth(make_engine(), 0), smooth(make_engine(), 1)

@@ -19,9 +19,6 @@ from siamese_sat.search.template import TemplateSearch
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY
 
-# Few places and few sizes: a search of made-up scenes takes no time.
-SETTINGS: dict[str, Any] = {"box_scale": 1.0, "samples": 12, "least": 0.1, "larger_levels": 0, "larger_trust": 0.0}
-
 Image = npt.NDArray[np.float64]
 # Width, height, and its parts: left, top, right, bottom as shares of these, and the four bands' values.
 Shape = tuple[int, int, list[tuple[tuple[float, float, float, float], tuple[int, int, int, int]]]]
@@ -84,7 +81,7 @@ class Searched:
         **settings: Any,  # noqa: ANN401
     ) -> None:
         self.scene, self.engine = scene, engine
-        self.method = TemplateSearch(**{**SETTINGS, **settings})
+        self.method = TemplateSearch(**{"box_scale": 1.0, "samples": 12, "least": 0.1, **settings})
         self.method.prepare(model, engine, exemplars, lambda scene: RADIOMETRY, [scene])
 
     def all(self, threshold: float = 0.0) -> Candidates:
