@@ -25,7 +25,9 @@ from siamese_sat import outcome
 from siamese_sat.data.chip import ChipSpec, cut_chip
 from siamese_sat.data.scene import SceneReader, open_scene
 from siamese_sat.errors import InputError
+from siamese_sat.evaluation.verdict import Verdict
 from siamese_sat.model.embedder import Embedder, EmbedderSpec
+from siamese_sat.report import results
 from siamese_sat.report.results import Results, write_results
 from siamese_sat.searching import SearchResult, search
 from tests.conftest import NORTH_UP, UTM33, write_scene
@@ -246,6 +248,27 @@ def test_against_truth(world: World) -> None:
     page = (world.out / "report.html").read_text()
     for caption in ("precision recall", "reliability", "verdict boat", "verdict raft"):
         assert f'alt="{caption}"' in page
+
+
+def test_chips_are_called_by_their_rows_in_detections_csv(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Verdict] = {}
+    plain = results.verdict_sheets
+
+    def watched(judged: dict[str, Verdict], *args: Any) -> Any:  # noqa: ANN401
+        seen.update(judged)
+        return plain(judged, *args)
+
+    monkeypatch.setattr(results, "verdict_sheets", watched)
+    truth = truth_of(world)
+    # Fewer objects than are found, so that some are false.
+    label(world.folder / "port.json", [("boat", world.truth[0][2]), ("raft", (200, 200, 240, 240))])
+    world.search(*truth)
+    written = pd.read_csv(world.out / "detections.csv")
+    rows = {kind: pd.concat([getattr(v, kind) for v in seen.values()]) for kind in ("found", "false")}
+    for table in rows.values():
+        named = written.iloc[table.row.astype(int)]
+        np.testing.assert_allclose(named[["x_min", "y_max", "score"]], table[["x_min", "y_max", "score"]], atol=0.01)
+    assert sorted(pd.concat(rows.values()).row) == list(range(len(written)))
 
 
 def test_verdicts_can_be_switched_off(world: World) -> None:

@@ -19,7 +19,8 @@ class Verdict:
     """What was right and wrong about one class at IoU 0.5.
 
     The tables hold the few boxes to look at, what tells most first, with filename, ``score``, the corners of the other
-    box that belongs to them (OTHER, NaN where there is none) and ``iou`` with it (0 there).
+    box that belongs to them (OTHER, NaN where there is none) and ``iou`` with it (0 there); those of
+    detections also with their ``row``, where they were given with one.
 
     Attributes:
         found: reported detections that found an object, the surest first; the other box is that object.
@@ -44,7 +45,8 @@ def judge(
     """Sorts detections and objects into found, missed and false, class by class.
 
     Args:
-        ranked: detections at any score, those below the threshold too.
+        ranked: detections at any score, those below the threshold too; with ``row`` where they have a number by which a
+            user calls them.
         truth: the objects.
         thresholds: by class; what scores as much is reported.
         most: rows of a table at most.
@@ -96,5 +98,5 @@ def _beside(table: pd.DataFrame, others: pd.DataFrame, place: IntArray) -> pd.Da
     boxes = np.full((len(table), 4), np.nan)
     boxes[place >= 0] = numbers(others, BOX)[place[place >= 0]]
     pairs = iou_of(numbers(table, BOX), boxes).diagonal()
-    columns = [*BOX, "filename", "score"]
+    columns = [*BOX, "filename", "score", *(["row"] if "row" in table else [])]
     return table[columns].assign(iou=pairs, **dict(zip(OTHER, boxes.T, strict=True))).reset_index(drop=True)

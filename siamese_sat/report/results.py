@@ -14,6 +14,7 @@ import pandas as pd
 from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluate import Evaluation
+from siamese_sat.evaluation.tables import DETECTIONS
 from siamese_sat.evaluation.verdict import judge
 from siamese_sat.report.colour import class_colours
 from siamese_sat.report.evaluated import figures, verdict_sheets
@@ -98,7 +99,9 @@ def write_results(
         sections.append(figures(results.evaluation, folder))
         if verdicts and results.ranked is not None and results.truth is not None:
             colours = class_colours(results.classes)
-            judged = judge(results.ranked, results.truth, results.evaluation.thresholds, verdicts)
+            # By these numbers feedback calls them.
+            ranked = results.ranked.merge(found[DETECTIONS].reset_index(names="row"), on=DETECTIONS, how="left")
+            judged = judge(ranked, results.truth, results.evaluation.thresholds, verdicts)
             sections.append(verdict_sheets(judged, results.evaluation.thresholds, scenes, folder, colours, results.rgb))
         files.extend(path for section in sections for path in section.images)
     sections.append(Section("Detections", _summary(results), found.head(200)))

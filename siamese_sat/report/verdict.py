@@ -62,8 +62,9 @@ def verdict_sheet(
 ) -> Path:
     """Draws three rows of chips: what was found, what was missed, what was falsely found.
 
-    Detections are solid in the class's colour, truth is dashed white; under each chip stand the score and the IoU of
-    both. Only the chips' own windows are read, decimated where they are larger than the picture needs.
+    Detections are solid in the class's colour, truth is dashed white; under each chip stand the detection's row in
+    detections.csv, its score and the IoU of both. Only the chips' own windows are read, decimated where they are larger
+    than the picture needs.
 
     Args:
         name: of the class.
@@ -153,7 +154,8 @@ def _draw(axes: Axes, chip: Chip, limits: npt.NDArray[np.float64], kind: str, co
 def _title(row: pd.Series, kind: str) -> str:
     if np.isnan(row["score"]):
         return "nothing there"
-    both = f"{row['score']:.2f}"
+    number = row.get("row", np.nan)
+    both = f"{row['score']:.2f}" if np.isnan(number) else f"row {number:.0f}:  {row['score']:.2f}"
     if row["iou"] > 0:
         both += f"   IoU {row['iou']:.2f}"
     return f"{both}, again" if kind == "false" and row["iou"] >= 0.5 else both

@@ -13,7 +13,7 @@ from siamese_sat.report import verdict as drawing
 from siamese_sat.report.colour import PALETTE
 from siamese_sat.report.evaluated import verdict_sheets
 from siamese_sat.report.render import NO_DATA_GREY, Preview
-from siamese_sat.report.verdict import CELL, GAP, GUTTER, HEAD, UNDER, verdict_sheet
+from siamese_sat.report.verdict import CELL, GAP, GUTTER, HEAD, UNDER, _title, verdict_sheet
 from tests.report.helpers import Picture, load, make_scene, near, table
 
 
@@ -56,6 +56,14 @@ def test_three_rows_of_chips(tmp_path: Path, scene: Scene) -> None:
     # What reaches beyond the scene is grey.
     assert (false[CELL // 2, 2] == NO_DATA_GREY).all()
     assert near(false, PALETTE[1]).any()
+
+
+def test_chips_of_detections_are_called_by_their_rows() -> None:
+    """The numbers that feedback takes; what was missed has none, whatever lies on it."""
+    verdict = judge(RANKED.assign(row=[4, 7, np.nan]), TRUTH, {"Boat": 0.3})["Boat"]
+    said = {kind: _title(getattr(verdict, kind).iloc[0], kind) for kind in ("found", "missed", "false")}
+    assert said == {"found": "row 4:  0.90   IoU 0.90", "missed": "0.10   IoU 0.82", "false": "row 7:  0.80"}
+    assert _title(judge(RANKED, TRUTH, {"Boat": 0.3})["Boat"].false.iloc[0], "false") == "0.80"
 
 
 def test_another_order_of_bands(tmp_path: Path, scene: Scene) -> None:
