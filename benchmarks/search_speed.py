@@ -144,7 +144,7 @@ class Bench:
         started = time.perf_counter()
         with stages.patched():
             scenes = {p.name: open_scene(p, BANDS) for p in self.paths}
-            method = TemplateSearch(min_levels=2, max_levels=2)
+            method = TemplateSearch(min_levels=2, max_levels=2, larger_levels=0)
             with stages.stage("prepare"):
                 method.prepare(
                     self.model, self.engine, self.exemplars[:5], lambda _: self.radiometry, [*scenes.values()]

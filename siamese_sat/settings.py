@@ -88,7 +88,6 @@ SEARCH_REAL = {
     "search.method.contrast": (0, 1),
     "search.method.deep_weight": (0, 100),
     "search.method.size_spread": (0.01, 100),
-    "search.method.larger_trust": (0, 1),
     "search.method.oblique_trust": (1e-6, 1),
     "search.expansion.least": (0, 1),
     "search.method.shrinkage": (0, 1),

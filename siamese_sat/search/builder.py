@@ -65,7 +65,12 @@ class Builder:
     stored: Callable[[Tensor], Tensor] | None = None
 
     def template(
-        self, name: str, exemplars: Sequence[Exemplar], rungs: Sequence[Rung], background: Sequence[tuple[Maps, int]]
+        self,
+        name: str,
+        exemplars: Sequence[Exemplar],
+        rungs: Sequence[Rung],
+        background: Sequence[tuple[Maps, int]],
+        shown: Sequence[Rung],
     ) -> Template:
         """What a class is searched with.
 
@@ -74,16 +79,18 @@ class Builder:
             exemplars: of it.
             rungs: sizes to seek, each in its level.
             background: random places of the searched scenes, each with the step of its level.
+            shown: of ``rungs`` those at which the background is compared.
         """
         renditions, left_out = [], []
+        largest = max([r.step * r.appears / UNIT for r in shown] + [max(sides_of(e)) for e in exemplars])
         for appears in sorted({r.appears for r in rungs}):
             steps = tuple(r.step for r in rungs if r.appears == appears)
-            rendition, cells, deep = self._rendition(exemplars, appears, steps)
+            rendition, cells, deep = self._rendition(exemplars, appears, steps, largest)
             renditions.append(rendition)
             left_out.append(self._left_out(rendition, cells, deep))
         peaks, turns = [], Counter[int]()
         for maps, step in background:
-            mine = [r for r in renditions if step in r.steps]
+            mine = [r for r in renditions if Rung(step, r.appears) in shown]
             if mine:  # in turn: all of them would say little more
                 peaks.append(self._background_peaks(mine[turns[step] % len(mine)], maps, step))
                 turns[step] += 1
@@ -93,7 +100,7 @@ class Builder:
         return Template(name, tuple(renditions), alike, around, fit_curve(alike, around))
 
     def _rendition(
-        self, exemplars: Sequence[Exemplar], appears: float, steps: tuple[int, ...]
+        self, exemplars: Sequence[Exemplar], appears: float, steps: tuple[int, ...], largest: float
     ) -> tuple[Rendition, Tensor, Tensor | None]:
         """Exemplars at one size, with their cells ``[exemplars, views, D, n, n]`` in both stages."""
         patches = [self._patches(e, appears) for e in exemplars]
@@ -116,6 +123,7 @@ class Builder:
             sides=np.stack(sides),
             trust=np.stack(trust),
             steps=steps,
+            largest=largest,
         )
         return rendition, cells, deep
 

@@ -28,6 +28,7 @@ class Rendition:
         sides: ``[exemplars, views, 2]`` width and height of the thing in that view, in level pixels.
         trust: ``[exemplars, views]`` how much the view says of width and height.
         steps: levels to search with this one, scene pixels per 128 level pixels.
+        largest: scene pixels of the largest things that the exemplars ask for; larger ones are sought beside them.
     """
 
     appears: float
@@ -37,6 +38,7 @@ class Rendition:
     sides: FloatArray
     trust: FloatArray
     steps: tuple[int, ...]
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,12 @@ class Matcher:
         views: rotations of an exemplar.
         deep_weight: of the deep stage's cosine, that of the first being 1.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
-        larger_trust: part of it that counts however much larger than the exemplars a place is, 0..1.
         dtype: in which cells and kernels are multiplied.
     """
 
     views: int
     deep_weight: float
     size_spread: float
-    larger_trust: float
     dtype: torch.dtype
 
     def closer(
@@ -87,8 +87,8 @@ class Matcher:
         """Every exemplar's own score ``[n, exemplars]`` of places, that of the first stage alone, and its best view.
 
         The score is the weighted mean of the stages' cosines, each in its best view, less where the place's size is far
-        from the exemplar's: a Gaussian of the logarithm of their ratio. Of larger places, which are seen as sharply as
-        exemplars or sharper, ``larger_trust`` is left at least.
+        from the exemplar's: a Gaussian of the logarithm of their ratio. Places larger than all that the exemplars ask
+        for count as the largest of these: few exemplars seldom show the largest, which are seen more sharply than they.
 
         Args:
             rendition: of the class, for this level.
@@ -97,9 +97,8 @@ class Matcher:
             step: of their level.
         """
         cosine, view = rendition.consensus.cosines(places).max(dim=2)
-        off = np.log(rendition.appears * step / UNIT / rendition.sizes) / self.size_spread
-        likely = np.exp(-(off**2) / 2)
-        likely = np.where(off > 0, np.maximum(likely, self.larger_trust), likely)
+        size = min(rendition.appears * step / UNIT, rendition.largest)
+        likely = np.exp(-((np.log(size / rendition.sizes) / self.size_spread) ** 2) / 2)
         first = cosine.double().cpu().numpy() * likely
         if rendition.deep is None or deep is None:
             return first, first, view.cpu().numpy()

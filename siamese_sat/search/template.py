@@ -73,7 +73,6 @@ class TemplateSearch:
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
-        larger_trust: part of it that counts however much larger than the exemplars a place is, 0..1.
         contrast: part of a patch's mean cell taken off it, see `Consensus`.
         dimensions: of a whitened cell.
         shrinkage: of the whitening.
@@ -100,10 +99,9 @@ class TemplateSearch:
     sizes_per_level: int = 3
     min_levels: int = 2
     max_levels: int = 4
-    larger_levels: int = 0
+    larger_levels: int = 8
     max_zoom: float | None = 6.0
     size_spread: float = 1.2
-    larger_trust: float = 0.0
     contrast: float = 0.2
     dimensions: int = 128
     shrinkage: float = 0.1
@@ -141,21 +139,26 @@ class TemplateSearch:
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
         # Marked mistakes must not change how what is sought appears.
         following = [name for name in groups if name.startswith(NEGATIVE)]
-        rungs = ladder(
-            sizes,
-            self.object_size,
-            self.scale_step,
-            self.min_levels,
-            self.max_levels,
-            self.max_zoom,
-            self.sizes_per_level,
-            following,
-            self.larger_levels,
+        rungs, shown = (
+            ladder(
+                sizes,
+                self.object_size,
+                self.scale_step,
+                self.min_levels,
+                self.max_levels,
+                self.max_zoom,
+                self.sizes_per_level,
+                following,
+                larger,
+            )
+            for larger in (self.larger_levels, 0)
         )
+        # Sizes that no exemplar shows are sought beside the others: what is ordinary is so at those.
+        shown = {name: rungs[name][: len(found)] for name, found in shown.items()}
         # Beside other classes things may appear larger than alone.
         # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
         check_width(self, max(r.appears for name, found in rungs.items() if name not in following for r in found))
-        every = sorted({r.step for found in rungs.values() for r in found})
+        every = sorted({r.step for found in shown.values() for r in found})
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,
             stage=self.stage, count=self.samples, seed=self.seed, deep=self.deep_stage,
@@ -175,7 +178,7 @@ class TemplateSearch:
             for s in samples
             if bool(s.good.all()) and min(s.features.shape[1:]) >= least
         ]
-        self.make(groups, rungs, background)
+        self.make(groups, rungs, background, shown=shown)
 
     def make(
         self,
@@ -183,6 +186,7 @@ class TemplateSearch:
         rungs: Mapping[str, Sequence[Rung]],
         background: Sequence[tuple[Maps, int]],
         stored: Callable[[Tensor], Tensor] | None = None,
+        shown: Mapping[str, Sequence[Rung]] | None = None,
     ) -> None:
         """Turns exemplars into templates; model, engine, radiometry and whitening are known.
 
@@ -191,6 +195,7 @@ class TemplateSearch:
             rungs: sizes to seek, each in its level, by class.
             background: see `Builder.template`.
             stored: see `Builder`.
+            shown: of ``rungs`` those at which the background is compared; None: all.
         """
         builder = Builder(
             engine=self.engine,
@@ -207,13 +212,13 @@ class TemplateSearch:
             stored=stored,
         )
         self.templates = [
-            builder.template(name, group, rungs[name], background)
+            builder.template(name, group, rungs[name], background, (shown or rungs)[name])
             for name, group in track(groups.items(), "Making templates", unit="classes", total=len(groups))
         ]
 
     @property
     def _matcher(self) -> Matcher:
-        return Matcher(self.views, self.deep_weight, self.size_spread, self.larger_trust, self.engine.dtype)
+        return Matcher(self.views, self.deep_weight, self.size_spread, self.engine.dtype)
 
     @property
     def deep_stage(self) -> str | None:

@@ -81,7 +81,7 @@ class Searched:
         **settings: Any,  # noqa: ANN401
     ) -> None:
         self.scene, self.engine = scene, engine
-        self.method = TemplateSearch(**{"box_scale": 1.0, "samples": 12, "least": 0.1, **settings})
+        self.method = TemplateSearch(**{"box_scale": 1.0, "samples": 12, "least": 0.1, "larger_levels": 0, **settings})
         self.method.prepare(model, engine, exemplars, lambda scene: RADIOMETRY, [scene])
 
     def all(self, threshold: float = 0.0) -> Candidates:

@@ -38,10 +38,11 @@ def test_the_more_weight_the_deep_stage_has_the_more_it_says(small: Searched) ->
     places = torch.randn(7, *template.consensus.patches.shape[2:], generator=generator)
     deep = torch.randn(7, *template.deep.patches.shape[2:], generator=generator)
     step = 160  # exemplars of that size: nothing is taken off
-    template = replace(template, sizes=np.full(len(template.sizes), template.appears * step / 128))
+    size = template.appears * step / 128
+    template = replace(template, sizes=np.full(len(template.sizes), size), largest=size)
 
     def scores(weight: float, deep: torch.Tensor | None = deep) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        matcher = Matcher(small.method.views, weight, 1.2, 0.0, torch.float32)
+        matcher = Matcher(small.method.views, weight, 1.2, torch.float32)
         return matcher.closer(template, places, deep, step)
 
     first = template.consensus.cosines(places).amax(2).double().numpy()

@@ -49,20 +49,22 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
     assert set(both.classes) == {1}
 
 
-@pytest.mark.parametrize("trust", [0.0, 0.9])
+@pytest.mark.parametrize("beyond", [False, True])
 @pytest.mark.parametrize("level", [0, 2, 4])
 def test_a_size_unlike_the_exemplars_counts_less(
-    level: int, trust: float, small: Searched, monkeypatch: pytest.MonkeyPatch
+    level: int, beyond: bool, small: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Less and less; a size that no exemplar asks for as much as the largest of those."""
     boat = small.method.templates[0]
     sizes = sorted(((s, r) for r in boat.renditions for s in r.steps), key=lambda f: f[0] * f[1].appears)
     assert len(sizes) == 5
     step, rendition = sizes[level]
+    assert rendition.largest == pytest.approx(40 * 1.25**2, rel=0.01)
+    largest = 40.0 if beyond else rendition.largest
     curve = ScoreCurve(0.5, 1.0)
-    one = replace(boat, renditions=(replace(rendition, steps=(step,)),), curve=curve)
+    one = replace(boat, renditions=(replace(rendition, steps=(step,), largest=largest),), curve=curve)
     monkeypatch.setattr(small.method, "templates", [one])
     monkeypatch.setattr(small.method, "least", -1.0)
-    monkeypatch.setattr(small.method, "larger_trust", trust)
     found = []
     for spread in (0.3, 1e6):
         monkeypatch.setattr(small.method, "size_spread", spread)
@@ -70,8 +72,34 @@ def test_a_size_unlike_the_exemplars_counts_less(
     assert (found[1] > 0.1).sum() > 3
     ratio = rendition.appears * step / 128 / 40
     assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
-    part = max(math.exp(-((math.log(ratio) / 0.3) ** 2) / 2), trust if level == 4 else 0)
+    part = 1.0 if beyond and level == 4 else math.exp(-((math.log(ratio) / 0.3) ** 2) / 2)
     np.testing.assert_allclose(found[0], found[1] * part, rtol=1e-4)
+
+
+@pytest.mark.parametrize("per_level", [1, 3])
+def test_larger_sizes_join_and_change_nothing_else(
+    per_level: int, small: Searched, model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]]
+) -> None:
+    exemplars = [*shown["boat"], *shown["pool"]]
+    few, more = (
+        Searched(model, engine, exemplars, small.scene, sizes_per_level=per_level, larger_levels=n) for n in (0, 4)
+    )
+    for one, two in zip(few.method.templates, more.method.templates, strict=True):
+        assert one.curve == two.curve
+        np.testing.assert_array_equal(one.left_out, two.left_out)
+        np.testing.assert_array_equal(one.background, two.background)
+        sought = [sorted(s * r.appears / 128 for r in t.renditions for s in r.steps) for t in (one, two)]
+        assert sought[1][:5] == sought[0]
+        assert sought[1][5:] == pytest.approx([sought[0][-1] * 1.25**k for k in (1, 2)], rel=0.05)
+        assert all(r.largest == pytest.approx(sought[0][-1]) for r in two.renditions)
+    plain, every = (searched.all() for searched in (few, more))
+    known = {tuple(row) for row in rows(plain)}
+    new = np.array([tuple(row) not in known for row in rows(every)])
+    assert len(every.scores) - new.sum() == len(plain.scores)
+    assert new.sum() > 3
+    sides = [np.sqrt((b[:, 2:] - b[:, :2]).prod(axis=1)) for b in (plain.boxes, every.boxes[new])]
+    for number in (0, 1):
+        assert sides[1][every.classes[new] == number].min() > sides[0][plain.classes == number].max()
 
 
 def test_boxes_are_scaled_about_their_centre(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:
