@@ -15,6 +15,11 @@ from siamese_sat.search.score import ScoreCurve
 
 FloatArray = npt.NDArray[np.float64]
 
+# Of the resemblance of a place that is larger than all that the exemplars ask for, this part counts.
+LARGER = 0.9
+# Steps are whole: sizes that differ by less than this part are one.
+SAME = 0.05
+
 
 @dataclass(frozen=True)
 class Rendition:
@@ -88,7 +93,7 @@ class Matcher:
 
         The score is the weighted mean of the stages' cosines, each in its best view, less where the place's size is far
         from the exemplar's: a Gaussian of the logarithm of their ratio. Places larger than all that the exemplars ask
-        for count as the largest of these: few exemplars seldom show the largest, which are seen more sharply than they.
+        for count as the largest of these, but for a tenth: few exemplars seldom show the largest of what is sought.
 
         Args:
             rendition: of the class, for this level.
@@ -97,8 +102,9 @@ class Matcher:
             step: of their level.
         """
         cosine, view = rendition.consensus.cosines(places).max(dim=2)
-        size = min(rendition.appears * step / UNIT, rendition.largest)
-        likely = np.exp(-((np.log(size / rendition.sizes) / self.size_spread) ** 2) / 2)
+        size = rendition.appears * step / UNIT
+        off = np.log(min(size, rendition.largest) / rendition.sizes) / self.size_spread
+        likely = np.exp(-(off**2) / 2) * (LARGER if size > rendition.largest * (1 + SAME) else 1.0)
         first = cosine.double().cpu().numpy() * likely
         if rendition.deep is None or deep is None:
             return first, first, view.cpu().numpy()

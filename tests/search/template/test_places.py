@@ -13,6 +13,7 @@ from siamese_sat.search.dense import feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.matcher import LARGER
 from siamese_sat.search.score import ScoreCurve
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY
@@ -54,7 +55,7 @@ def test_a_threshold_leaves_out_what_is_below(small: Searched) -> None:
 def test_a_size_unlike_the_exemplars_counts_less(
     level: int, beyond: bool, small: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Less and less; a size that no exemplar asks for as much as the largest of those."""
+    """Less and less; a size that no exemplar asks for hardly less than the largest of those."""
     boat = small.method.templates[0]
     sizes = sorted(((s, r) for r in boat.renditions for s in r.steps), key=lambda f: f[0] * f[1].appears)
     assert len(sizes) == 5
@@ -72,7 +73,7 @@ def test_a_size_unlike_the_exemplars_counts_less(
     assert (found[1] > 0.1).sum() > 3
     ratio = rendition.appears * step / 128 / 40
     assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
-    part = 1.0 if beyond and level == 4 else math.exp(-((math.log(ratio) / 0.3) ** 2) / 2)
+    part = LARGER if beyond and level == 4 else math.exp(-((math.log(ratio) / 0.3) ** 2) / 2)
     np.testing.assert_allclose(found[0], found[1] * part, rtol=1e-4)
 
 
