@@ -61,13 +61,12 @@ def test_a_size_unlike_the_exemplars_counts_less(
     assert len(sizes) == 5
     step, rendition = sizes[level]
     assert rendition.largest == pytest.approx(40 * 1.25**2, rel=0.01)
-    largest = 40.0 if beyond else rendition.largest
     curve = ScoreCurve(0.5, 1.0)
-    one = replace(boat, renditions=(replace(rendition, steps=(step,), largest=largest),), curve=curve)
-    monkeypatch.setattr(small.method, "templates", [one])
     monkeypatch.setattr(small.method, "least", -1.0)
     found = []
-    for spread in (0.3, 1e6):
+    for spread, largest in ((0.3, 40.0 if beyond else rendition.largest), (1e6, rendition.largest)):
+        one = replace(boat, renditions=(replace(rendition, steps=(step,), largest=largest),), curve=curve)
+        monkeypatch.setattr(small.method, "templates", [one])
         monkeypatch.setattr(small.method, "size_spread", spread)
         found.append(np.array([curve.raw(s) for s in small.all().scores]))
     assert (found[1] > 0.1).sum() > 3
