@@ -17,6 +17,9 @@ import numpy as np
 
 from siamese_sat.search.level import UNIT
 
+# Bits of a step that count; a longer one ends in zeros.
+STEP_BITS = 9
+
 
 @dataclass(frozen=True, order=True)
 class Rung:
@@ -59,11 +62,19 @@ def ladder(
     Returns:
         By class, rising.
     """
-    places = {
-        name: _places(longer, object_size, ratio, (least, most, larger), max_zoom) for name, longer in sizes.items()
-    }
+    own, places = (
+        {name: _places(longer, object_size, ratio, (least, most, more), max_zoom) for name, longer in sizes.items()}
+        for more in (0, larger)
+    )
     leading = [found for name, found in places.items() if name not in following]
-    per_level = min(sizes_per_level, max(map(len, leading)))
+    # What none of the others is sought at, the ones that follow need not be.
+    top = max(found[-1] for found in leading) + 0.5
+    places = {
+        name: [place for place in found if name not in following or place <= top or place in own[name]]
+        for name, found in places.items()
+    }
+    # The levels of the exemplars' own sizes are the same with larger ones beside them.
+    per_level = min(sizes_per_level, max(len(found) for name, found in own.items() if name not in following))
     # The smallest of all is the smallest in its level: the finest level is as coarse as can be.
     offset = min(found[0] for found in leading) + (per_level - 1) / 2
     return {
@@ -99,4 +110,7 @@ def _rung(place: float, object_size: float, ratio: float, per_level: int, offset
     level = _level(place, per_level, offset)
     # To the last bits the same in every level, or a template would be made for each.
     beside = round(place - level, 6)
-    return Rung(max(1, round(ratio**level * UNIT)), object_size * ratio**beside)
+    step = max(1, round(ratio**level * UNIT))
+    # Long steps share a divisor with the unit, as large as a few thousandths of them: see `level`.
+    coarse = 2 ** min(max(step.bit_length() - STEP_BITS, 0), UNIT.bit_length() - 1)
+    return Rung(round(step / coarse) * coarse, object_size * ratio**beside)

@@ -1,7 +1,8 @@
 """A scene at another scale, read part by part: where parts are cut changes no pixel.
 
 A *level* is the scene resized by ``128 / step``: ``step`` scene pixels become 128 level pixels, whole numbers on both
-sides, so that parts can be cut anywhere without shifting the resampling.
+sides, so that parts can be cut anywhere without shifting the resampling. Of a step that shares a divisor with 128, the
+parts are as many times smaller.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ class StoredLevel:
         valid: ``[h, w]``.
         size: height and width to which they are resized.
         cut: of these, the rows and columns that are the tile.
+        around: level pixels of the tile on the left, right, top and bottom of them, where the scene is not.
     """
 
     pixels: npt.NDArray[np.generic]
     valid: npt.NDArray[np.bool_]
     size: tuple[int, int]
     cut: tuple[slice, slice]
+    around: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def read_level(
@@ -69,18 +72,25 @@ def read_level(
 
 def read_stored(reader: SceneReader, radiometry: Radiometry, step: int, column: Span, row: Span) -> StoredLevel:
     """What `read_level` needs of the file; no arithmetic."""
-    starts, counts, cuts = [], [], []
+    starts, counts, cuts, around = [], [], [], []
     beyond = max(FILTER, math.ceil(UNIT / step / 2))
-    for span in (column, row):
-        first = math.floor((span.start - beyond) / UNIT)
-        last = math.ceil((span.stop + beyond) / UNIT)
-        starts.append(first * step)
+    parts = math.gcd(step, UNIT)
+    apart, unit = step // parts, UNIT // parts
+    x0, y0, x1, y1 = reader.scene.aoi
+    for span, length in ((column, x1 - x0), (row, y1 - y0)):
+        # Beyond the reach of the scene all is alike: of a large thing's level most is, and must not fill the memory.
+        lowest, highest = math.floor(-beyond / unit), math.ceil((length * UNIT / step + beyond) / unit)
+        first = min(max(math.floor((span.start - beyond) / unit), lowest), highest - 1)
+        last = max(min(math.ceil((span.stop + beyond) / unit), highest), first + 1)
+        starts.append(first * apart)
         counts.append(last - first)
-        cuts.append(slice(span.start - first * UNIT, span.stop - first * UNIT))
-    x0, y0 = reader.scene.aoi[:2]
-    raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * step, counts[1] * step)
-    size = (counts[1] * UNIT, counts[0] * UNIT)
-    return StoredLevel(radiometry.fill(raw, valid), valid, size, (cuts[1], cuts[0]))
+        begin, end = (min(max(at, first * unit), last * unit) for at in (span.start, span.stop))
+        cuts.append(slice(begin - first * unit, end - first * unit))
+        around += [begin - span.start, span.stop - end] if begin < end else [span.stop - span.start, 0]
+    raw, valid = reader.read(x0 + starts[0], y0 + starts[1], counts[0] * apart, counts[1] * apart)
+    size = (counts[1] * unit, counts[0] * unit)
+    left, right, top, bottom = around
+    return StoredLevel(radiometry.fill(raw, valid), valid, size, (cuts[1], cuts[0]), (left, right, top, bottom))
 
 
 def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -89,12 +99,15 @@ def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) 
     rows, columns = stored.cut
     # Band by band, and normalised when small: of a large thing's tile, floats of all bands would fill the memory.
     small = [resize(band[None, None].to(torch.float32), *stored.size)[0, 0, rows, columns] for band in on_device]
+    if any(stored.around):
+        nothing = radiometry.fill(stored.pixels[:, :1, :1], np.zeros((1, 1), dtype=bool))[:, 0, 0].tolist()
+        small = [F.pad(band, stored.around, value=mean) for band, mean in zip(small, nothing, strict=True)]
     level = radiometry.normalise(torch.stack(small))
-    if stored.valid.all():
+    if stored.valid.all() and not any(stored.around):
         share = torch.ones(()).expand(level.shape[1:])
     else:
         valid = torch.from_numpy(stored.valid.astype(np.float32))
-        share = resize(valid[None, None], *stored.size)[0, 0, rows, columns]
+        share = F.pad(resize(valid[None, None], *stored.size)[0, 0, rows, columns], stored.around)
     return level, share
 
 

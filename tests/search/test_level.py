@@ -1,10 +1,61 @@
 from __future__ import annotations
 
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from siamese_sat.search.level import valid_share
+from siamese_sat.data.chip import resize
+from siamese_sat.data.radiometry import Radiometry
+from siamese_sat.data.scene import SceneReader
+from siamese_sat.search.level import Span, read_level, valid_share
+from tests.conftest import make_scene
+
+RADIOMETRY = Radiometry(("B", "G", "R", "NIR"), 1000.0, (0.11, 0.2, 0.3, 0.4), (0.1, 0.1, 0.2, 0.2))
+
+
+@pytest.mark.parametrize("step", [50, 128, 301, 608])
+@pytest.mark.parametrize("around", [(-208, 240), (-16, 56), (8, 16), (-208, 8)])
+def test_what_lies_beyond_the_scene_is_not_read_and_looks_as_if_it_were(
+    step: int, around: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(1, 900, (4, 620, 540)).astype("uint16")
+    pixels[:, 200:300, :150] = 0
+    scene = make_scene(tmp_path / "a.tif", pixels, nodata=0).within((5, 10, 530, 615))
+    width, height = (math.ceil(n * 128 / step) for n in (525, 605))
+    column = Span(0, 0, 0, around[0], around[1] + width)
+    row = Span(0, 0, 0, around[0] // 8 * 8, around[1] + height)
+    read: list[tuple[int, int]] = []
+    inner = SceneReader.read
+
+    def counted(self: SceneReader, x_min: int, y_min: int, width: int, height: int) -> Any:  # noqa: ANN401
+        read.append((width, height))
+        return inner(self, x_min, y_min, width, height)
+
+    with SceneReader(scene) as reader:
+        monkeypatch.setattr(SceneReader, "read", counted)
+        level, share = read_level(reader, RADIOMETRY, step, column, row, torch.device("cpu"))
+        # Twice what the filter reaches, and what the grid of whole pixels takes.
+        beyond = 2 * (max(8, 64 / step) * step / 128 + step / math.gcd(step, 128))
+        assert read[0][0] <= 525 + 2 * beyond
+        assert read[0][1] <= 605 + 2 * beyond
+        # All that was asked for, read at a stretch.
+        units = [(math.floor(s.start / 128) - 1, math.ceil(s.stop / 128) + 1) for s in (column, row)]
+        (x0, x1), (y0, y1) = ((a * step, b * step) for a, b in units)
+        raw, valid = inner(reader, 5 + x0, 10 + y0, x1 - x0, y1 - y0)
+    size = [(b - a) * 128 for a, b in units][::-1]
+    filled = torch.from_numpy(RADIOMETRY.fill(raw, valid).astype("float32"))
+    cut = tuple(
+        slice(s.start - a * 128, s.stop - a * 128) for s, (a, _) in zip((row, column), units[::-1], strict=True)
+    )
+    expected = RADIOMETRY.normalise(torch.stack([resize(band[None, None], *size)[0, 0][cut] for band in filled]))
+    torch.testing.assert_close(level, expected, atol=2e-3, rtol=0)
+    valid_level = resize(torch.from_numpy(valid.astype("float32"))[None, None], *size)[0, 0][cut]
+    torch.testing.assert_close(share, valid_level, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(64, 40), (61, 45)])

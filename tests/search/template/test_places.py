@@ -64,7 +64,8 @@ def test_a_size_unlike_the_exemplars_counts_less(
     curve = ScoreCurve(0.5, 1.0)
     monkeypatch.setattr(small.method, "least", -1.0)
     found = []
-    for spread, largest in ((0.3, 40.0 if beyond else rendition.largest), (1e6, rendition.largest)):
+    middle = sizes[2][0] * sizes[2][1].appears / 128
+    for spread, largest in ((0.3, middle if beyond else rendition.largest), (1e6, rendition.largest)):
         one = replace(boat, renditions=(replace(rendition, steps=(step,), largest=largest),), curve=curve)
         monkeypatch.setattr(small.method, "templates", [one])
         monkeypatch.setattr(small.method, "size_spread", spread)
