@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,9 @@ def answer(
         return conclude(cfg, folder, own, scenes, failed, model.radiometry.names, model.thresholds)
     failed = {**failed, **_leave_lost(scenes, per_scene)}
     by_path = {scene.path: scene for scene in scenes.values()}
+    if isinstance(inner, TemplateSearch):
+        # Only what windows of the exemplars' own sizes answered is looked at.
+        inner = replace(inner, larger_levels=0)
     margin = float(cfg.query.margin)
     places = {path: surroundings(mine, by_path[path].aoi, margin) for path, mine in per_scene.items()}
     method = Verified(Unlike(inner, disliked) if disliked else inner, places)

@@ -70,7 +70,7 @@ class Builder:
         exemplars: Sequence[Exemplar],
         rungs: Sequence[Rung],
         background: Sequence[tuple[Maps, int]],
-        shown: Sequence[Rung],
+        own: Sequence[Rung],
     ) -> Template:
         """What a class is searched with.
 
@@ -79,10 +79,11 @@ class Builder:
             exemplars: of it.
             rungs: sizes to seek, each in its level.
             background: random places of the searched scenes, each with the step of its level.
-            shown: of ``rungs`` those at which the background is compared.
+            own: of ``rungs`` those that the exemplars ask for: where the background is compared; larger ones count as the
+                largest of them, but for a tenth.
         """
         renditions, left_out = [], []
-        largest = max([r.step * r.appears / UNIT for r in shown] + [max(sides_of(e)) for e in exemplars])
+        largest = max([r.step * r.appears / UNIT for r in own] + [max(sides_of(e)) for e in exemplars])
         for appears in sorted({r.appears for r in rungs}):
             steps = tuple(r.step for r in rungs if r.appears == appears)
             rendition, cells, deep = self._rendition(exemplars, appears, steps, largest)
@@ -90,7 +91,7 @@ class Builder:
             left_out.append(self._left_out(rendition, cells, deep))
         peaks, turns = [], Counter[int]()
         for maps, step in background:
-            mine = [r for r in renditions if Rung(step, r.appears) in shown]
+            mine = [r for r in renditions if Rung(step, r.appears) in own]
             if mine:  # in turn: all of them would say little more
                 peaks.append(self._background_peaks(mine[turns[step] % len(mine)], maps, step))
                 turns[step] += 1

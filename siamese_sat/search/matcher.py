@@ -16,7 +16,7 @@ from siamese_sat.search.score import ScoreCurve
 FloatArray = npt.NDArray[np.float64]
 
 # Of the resemblance of a place that is larger than all that the exemplars ask for, this part counts.
-LARGER = 0.9
+BEYOND_LARGEST = 0.9
 # Sizes that differ by less than this part are one.
 ROUNDING = 1e-6
 
@@ -104,7 +104,7 @@ class Matcher:
         cosine, view = rendition.consensus.cosines(places).max(dim=2)
         size = rendition.appears * step / UNIT
         off = np.log(min(size, rendition.largest) / rendition.sizes) / self.size_spread
-        likely = np.exp(-(off**2) / 2) * (LARGER if size > rendition.largest * (1 + ROUNDING) else 1.0)
+        likely = np.exp(-(off**2) / 2) * (BEYOND_LARGEST if size > rendition.largest * (1 + ROUNDING) else 1.0)
         first = cosine.double().cpu().numpy() * likely
         if rendition.deep is None or deep is None:
             return first, first, view.cpu().numpy()

@@ -139,7 +139,7 @@ class TemplateSearch:
         sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
         # Marked mistakes must not change how what is sought appears.
         following = [name for name in groups if name.startswith(NEGATIVE)]
-        rungs, shown = (
+        rungs, own = (
             ladder(
                 sizes,
                 self.object_size,
@@ -153,23 +153,25 @@ class TemplateSearch:
             )
             for larger in (self.larger_levels, 0)
         )
-        # Sizes that no exemplar shows are sought beside the others: what is ordinary is so at those.
-        shown = {name: rungs[name][: len(found)] for name, found in shown.items()}
+        # Larger sizes are sought beside those that the exemplars ask for; what is ordinary is learned at the latter.
+        own = {name: rungs[name][: len(found)] for name, found in own.items()}
         # Beside other classes things may appear larger than alone.
         # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
         check_width(self, max(r.appears for name, found in rungs.items() if name not in following for r in found))
-        every = sorted({r.step for found in shown.values() for r in found})
+        every = sorted({r.step for found in own.values() for r in found})
+        leading = {r.step for name, found in own.items() if name not in following for r in found}
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,
             stage=self.stage, count=self.samples, seed=self.seed, deep=self.deep_stage,
         )  # fmt: skip
         # Scenes hardly larger than a cell have none that lies within them: they speak enlarged.
         samples = list(sampled(every)) or list(sampled([max(1, every[0] // 4)]))
+        ordinary = [s for s in samples if s.step in leading] or samples
         self.whitening = Whitenings(
-            self._whitening(self.stage, (s.features[:, s.good][:, :, None] for s in samples)),
+            self._whitening(self.stage, (s.features[:, s.good][:, :, None] for s in ordinary)),
             None
             if self.deep_stage is None
-            else self._whitening(self.deep_stage, (good_deep(s, self._phase) for s in samples)),
+            else self._whitening(self.deep_stage, (good_deep(s, self._phase) for s in ordinary)),
             self._phase,
         )
         least = self.cells + 2 * AROUND
@@ -178,7 +180,7 @@ class TemplateSearch:
             for s in samples
             if bool(s.good.all()) and min(s.features.shape[1:]) >= least
         ]
-        self.make(groups, rungs, background, shown=shown)
+        self.make(groups, rungs, background, own=own)
 
     def make(
         self,
@@ -186,7 +188,7 @@ class TemplateSearch:
         rungs: Mapping[str, Sequence[Rung]],
         background: Sequence[tuple[Maps, int]],
         stored: Callable[[Tensor], Tensor] | None = None,
-        shown: Mapping[str, Sequence[Rung]] | None = None,
+        own: Mapping[str, Sequence[Rung]] | None = None,
     ) -> None:
         """Turns exemplars into templates; model, engine, radiometry and whitening are known.
 
@@ -195,7 +197,7 @@ class TemplateSearch:
             rungs: sizes to seek, each in its level, by class.
             background: see `Builder.template`.
             stored: see `Builder`.
-            shown: of ``rungs`` those at which the background is compared; None: all.
+            own: of ``rungs`` those that the exemplars ask for, see `Builder.template`; None: all.
         """
         builder = Builder(
             engine=self.engine,
@@ -212,7 +214,7 @@ class TemplateSearch:
             stored=stored,
         )
         self.templates = [
-            builder.template(name, group, rungs[name], background, (shown or rungs)[name])
+            builder.template(name, group, rungs[name], background, (own or rungs)[name])
             for name, group in track(groups.items(), "Making templates", unit="classes", total=len(groups))
         ]
 
@@ -262,6 +264,7 @@ class TemplateSearch:
                 math.ceil((x1 - x0) * UNIT / s / stride) * math.ceil((y1 - y0) * UNIT / s / stride)
                 for r in t.renditions
                 for s in r.steps
+                if _fits(r, s, scene)
             )
             for t in self.templates
         }
@@ -277,7 +280,8 @@ class TemplateSearch:
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
-        for step in sorted({s for t in self.templates for s in t.steps}):
+        steps = {s for t in self.templates for r in t.renditions for s in r.steps if _fits(r, s, scene)}
+        for step in sorted(steps):
             for tile in feature_tiles(
                 self.engine,
                 scene,
@@ -307,7 +311,12 @@ class TemplateSearch:
             thresholds: least score by class.
         """
         closer = CLOSER_VOTING if self.vote_iou > 0 else CLOSER
-        wanted = [(i, t, r) for i, t in enumerate(self.templates) for r in t.renditions if step in r.steps]
+        wanted = [
+            (i, t, r)
+            for i, t in enumerate(self.templates)
+            for r in t.renditions
+            if step in r.steps and _fits(r, step, scene)
+        ]
         raw = [max(self.least * t.curve.threshold, t.curve.raw(thresholds[t.name])) for _, t, _ in wanted]
         peaks = find_peaks(
             maps.cells,
@@ -363,3 +372,9 @@ class TemplateSearch:
         # A deep patch is cut between cells: one more on each side.
         least = max(least, (self.deep_cells // 2 + 1) * self._phase)
         return math.ceil(least / self._phase) * self._phase
+
+
+def _fits(rendition: Rendition, step: int, scene: Scene) -> bool:
+    """Whether things of that size are sought there: larger ones than it only where the exemplars ask for them."""
+    x0, y0, x1, y1 = scene.aoi
+    return rendition.appears * step / UNIT <= max(x1 - x0, y1 - y0, rendition.largest)

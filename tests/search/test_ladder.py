@@ -70,6 +70,31 @@ def test_larger_ones_are_sought_as_far_as_allowed(larger: int) -> None:
     assert found == ladder({"a": [60.0, 128.0, 9000.0]}, 128.0, 1.25, 2, 3)["a"]
 
 
+@pytest.mark.parametrize("per_level", [1, 3, 4])
+@pytest.mark.parametrize(("least", "most"), [(2, 4), (0, 2)])
+def test_larger_ones_move_no_level(per_level: int, least: int, most: int) -> None:
+    few, more = (module.ladder({"a": [49.0]}, 49.0, 1.25, least, most, None, per_level, (), n)["a"] for n in (0, 8))
+    assert len(more) > len(few)
+    assert more[: len(few)] == few
+
+
+def test_what_follows_is_sought_no_larger_than_the_others_unless_it_is() -> None:
+    sizes = {"a": [128.0], "b": [100.0], "c": [700.0]}
+    found = ladder(sizes, 128.0, 1.25, 2, 4, following=["b", "c"], larger=8)
+    assert max(found["b"]) <= 1.12 * max(found["a"])
+    assert max(found["b"]) * 1.25 > max(found["a"]) / 1.12
+    assert max(found["c"]) == pytest.approx(700 * 1.25**2, rel=0.12)
+    assert len(ladder(sizes, 128.0, 1.25, 2, 4, larger=8)["c"]) == 11
+
+
+@pytest.mark.parametrize("size", [300.0, 1500.0, 9000.0])
+def test_long_steps_share_a_divisor_with_the_unit(size: float) -> None:
+    found = ladder({"a": [size]}, 49.0, 1.25, 2, 4, larger=8)["a"]
+    for k, step in enumerate(found, start=-2):
+        assert step == pytest.approx(size / 49 * 1.25**k * 128, rel=0.004)
+        assert step // math.gcd(step, 128) <= max(512, step / 128)
+
+
 @pytest.mark.parametrize("per_level", [1, 3])
 def test_the_largest_exemplar_is_sought_beside_many_small_ones(per_level: int) -> None:
     found = module.ladder({"a": [8.0, 12.0, 17.0, 58.0, 70.0]}, 49.0, 1.25, 2, 4, None, per_level)["a"]

@@ -77,6 +77,22 @@ def test_a_larger_thing_is_as_good_on_a_level_of_its_size(
     assert template.curve.raw(score) > 0.9 * np.median(template.left_out)
 
 
+@pytest.mark.parametrize("levels", [4, 6])
+def test_a_thing_much_larger_than_the_exemplars_is_found(
+    levels: int, model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path
+) -> None:
+    pixels = texture(2, 400, 400)
+    truth = draw(pixels, BOAT, 190, 200, 1.25**levels)
+    scene = save(tmp_path / "a.tif", pixels)
+    found = [
+        Searched(model, engine, shown["boat"], scene, deep=None, larger_levels=larger).best(1)[0] for larger in (8, 0)
+    ]
+    away, ratio = error(found[0][1], truth)
+    assert away < 5 * 1.25**levels
+    assert ratio < 1.2
+    assert error(found[1][1], truth)[1] > 1.3, "it is not by the exemplars' own sizes"
+
+
 def test_no_direction_is_preferred(
     model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path
 ) -> None:

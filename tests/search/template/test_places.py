@@ -13,7 +13,6 @@ from siamese_sat.search.dense import feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.matcher import LARGER
 from siamese_sat.search.score import ScoreCurve
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY
@@ -21,10 +20,19 @@ from tests.search.template.planted import BOAT, Searched, draw, error, rows, tex
 
 
 @pytest.mark.parametrize("tile", [40, 72])
-@pytest.mark.parametrize("aoi", [None, (11, 7, 199, 171)])
+@pytest.mark.parametrize(("aoi", "larger"), [(None, 0), ((11, 7, 199, 171), 0), (None, 8)])
 def test_a_tile_border_changes_no_candidate(
-    small: Searched, aoi: PixelBox | None, tile: int, monkeypatch: pytest.MonkeyPatch
+    small: Searched,
+    model: TrainedModel,
+    engine: Engine,
+    shown: dict[str, list[Exemplar]],
+    aoi: PixelBox | None,
+    larger: int,
+    tile: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if larger:
+        small = Searched(model, engine, [*shown["boat"], *shown["pool"]], small.scene, larger_levels=larger)
     monkeypatch.setattr(small, "scene", small.scene.within(aoi))
     x0, y0, x1, y1 = small.scene.aoi
     levels = [-(-n * 128 // s) for t in small.method.templates for s in t.steps for n in (x1 - x0, y1 - y0)]
@@ -73,7 +81,7 @@ def test_a_size_unlike_the_exemplars_counts_less(
     assert (found[1] > 0.1).sum() > 3
     ratio = rendition.appears * step / 128 / 40
     assert abs(math.log(ratio)) == pytest.approx(abs(level - 2) * math.log(1.25), abs=0.02)
-    part = LARGER if beyond and level == 4 else math.exp(-((math.log(ratio) / 0.3) ** 2) / 2)
+    part = 0.9 if beyond and level == 4 else math.exp(-((math.log(ratio) / 0.3) ** 2) / 2)
     np.testing.assert_allclose(found[0], found[1] * part, rtol=1e-4)
 
 
@@ -101,6 +109,25 @@ def test_larger_sizes_join_and_change_nothing_else(
     sides = [np.sqrt((b[:, 2:] - b[:, :2]).prod(axis=1)) for b in (plain.boxes, every.boxes[new])]
     for number in (0, 1):
         assert sides[1][every.classes[new] == number].min() > sides[0][plain.classes == number].max()
+
+
+@pytest.mark.parametrize("aoi", [None, (20, 20, 140, 110), (50, 45, 90, 75)])
+def test_what_is_larger_than_the_scene_is_sought_only_where_the_exemplars_ask_for_it(
+    aoi: PixelBox | None, small: Searched, model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]]
+) -> None:
+    searched = Searched(model, engine, shown["boat"], small.scene, larger_levels=8)
+    searched.scene = small.scene.within(aoi)
+    (boat,) = searched.method.templates
+    sought = [(r.appears * s / 128, s) for r in boat.renditions for s in r.steps]
+    x0, y0, x1, y1 = searched.scene.aoi
+    limit = max(x1 - x0, y1 - y0, boat.renditions[0].largest)
+    fits = [step for size, step in sought if size <= limit]
+    assert len(fits) == {230: 10, 120: 7, 40: 5}[x1 - x0]
+    cells = [math.ceil((x1 - x0) * 16 / step) * math.ceil((y1 - y0) * 16 / step) for step in fits]
+    assert searched.method.windows(searched.scene) == {"boat": sum(cells)}
+    found = searched.all()
+    assert len(found.scores) > 3
+    assert (found.boxes[:, 2:] - found.boxes[:, :2]).max() <= 1.01 * limit
 
 
 def test_boxes_are_scaled_about_their_centre(small: Searched, monkeypatch: pytest.MonkeyPatch) -> None:

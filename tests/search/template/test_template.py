@@ -145,7 +145,7 @@ def test_a_scene_smaller_than_what_is_sought(
     model: TrainedModel, engine: Engine, shown: dict[str, list[Exemplar]], tmp_path: Path, side: int, deep: str | None
 ) -> None:
     scene = save(tmp_path / "a.tif", texture(11, side, side))
-    searched = Searched(model, engine, shown["boat"][:1], scene, deep=deep)
+    searched = Searched(model, engine, shown["boat"][:1], scene, deep=deep, larger_levels=8)
     (found,) = searched.method.templates
     assert len(found.background) == 0
     assert found.curve == ScoreCurve()
