@@ -79,8 +79,8 @@ class Builder:
             exemplars: of it.
             rungs: sizes to seek, each in its level.
             background: random places of the searched scenes, each with the step of its level.
-            own: of ``rungs`` those that the exemplars ask for: where the background is compared; larger ones count as the
-                largest of them, but for a tenth.
+            own: of ``rungs`` those that the exemplars ask for, at which the background is compared; larger ones count
+                as the largest of them, but for a tenth.
         """
         renditions, left_out = [], []
         largest = max([r.step * r.appears / UNIT for r in own] + [max(sides_of(e)) for e in exemplars])
