@@ -23,7 +23,7 @@ from imagery import COCO, arguments, draws, load, prepared, settings_of
 
 from siamese_sat.progress import track
 from siamese_sat.search.detect import Candidates
-from siamese_sat.search.method import rerank_of
+from siamese_sat.search.method import rerank_of, sizes_of
 from siamese_sat.search.rerank import Gathered
 from siamese_sat.search.run import SceneItem, Search
 
@@ -47,11 +47,11 @@ def claims(args: argparse.Namespace, name: str, other: str) -> list[dict[str, ob
     megapixels = sum(s.megapixels for s in scenes)
     method, _, _ = prepared(args, settings_of("template", args.set), scenes, draws(args, labels, train))
     work = Search(method, dict.fromkeys(method.classes, 0.0), args.nms_iou)
-    gathered = Gathered(rerank_of(method))
+    gathered = Gathered(rerank_of(method), sizes_of(method))
     plain: dict[str, Candidates] = {}
     for scene in track(scenes, "Searching", unit="scenes", total=len(scenes)):
         plain[scene.path] = work(SceneItem(scene))
-        gathered.add(scene.path, plain[scene.path])
+        gathered.add(scene.path, plain[scene.path], scene.megapixels * 1e6)
     before, after = (
         np.bincount(found.classes[found.scores >= args.threshold], minlength=len(method.classes)) / megapixels
         for found in (Candidates.join([*each.values()]) for each in (plain, gathered.conclude([*plain])))

@@ -18,7 +18,8 @@ from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.part import Part
 
 __all__ = [
-    "Divisible", "ManyScenes", "OwnScales", "RadiometryOf", "SearchMethod", "on_scale_of", "rerank_of", "vote_iou_of",
+    "Divisible", "ManyScenes", "OwnScales", "RadiometryOf", "SearchMethod", "on_scale_of", "rerank_of", "sizes_of",
+    "vote_iou_of",
 ]  # fmt: skip
 
 
@@ -100,3 +101,9 @@ def on_scale_of(method: SearchMethod, number: int, found: Candidates) -> npt.NDA
 def rerank_of(method: SearchMethod) -> float:
     """Weight of what a method's candidates say of each other, see `siamese_sat.search.rerank`; 0: nothing."""
     return float(getattr(method, "rerank", 0.0))
+
+
+def sizes_of(method: SearchMethod) -> Sequence[float] | None:
+    """Scene pixels of the longer side of the median exemplar of each class, in their order; None: it does not say."""
+    sizes: Sequence[float] | None = getattr(method, "sizes", None)
+    return sizes

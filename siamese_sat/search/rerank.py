@@ -6,9 +6,9 @@ found round it, and each candidate's score is moved towards what the regression 
 kernel ridge regression (Saunders et al. 1998, "Ridge Regression Learning Algorithm in Dual Variables") by its own
 predictions, as in self-training, with the leave-one-out residuals in closed form (Allen 1974, PRESS).
 
-How many of them are right depends on how much was searched, and on whether there is such a thing at all: what is
-mistaken for it grows with the archive, and where it is absent none stands out. So the more candidates look wrong, and
-the fewer look surely right, the more is asked of each.
+How many of them are right depends on how common such things are where it was searched, and on whether there are any:
+what is mistaken for one where there is room for it grows with the archive, as they do, and where they are absent none
+stands out. So the more candidates look wrong to a place, and the fewer surely right, the more is asked of each.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ FLOOR = 0.04
 # With so many candidates all of this counts half; with few a score says as much as they do together.
 FADE = 20
 # What is asked of a candidate, the moved logit at which its score is 0.3, is a sum. It grows with the logarithm of how
-# many look wrong,
-FOR_WRONG = 1.25
-# falls with that of how many are surely right,
-FOR_SURE = 0.5
-# and begins here. Chosen so that 0.3 balances precision and recall on six classes with 40 to 20,000 candidates in 1 to
-# 130 megapixels (benchmarks/accuracy.py), and few places reach it where a class is absent (benchmarks/absent.py).
-BASE = -5.5
+# many look wrong where there is room for so many things,
+FOR_WRONG = 2.0
+# falls with that of how many are surely right there,
+FOR_SURE = 0.7
+ROOM = 5000
+# and begins here; of an archive many times as large, with as many times of both, as much is asked. Chosen so that 0.3
+# balances precision and recall on six classes with 50 to 150,000 candidates where there is room for 1,400 to a million
+# things (benchmarks/accuracy.py; without storage tanks, which alone have room for so many, it would be nearly the
+# same), and few places reach it where a class is absent (benchmarks/absent.py).
+BASE = -10.0
 # Candidates whose moved logit is above this are surely right.
 SURE_LOGIT = 2.0
 # No less is asked than this, of however few: they may all be wrong.
@@ -88,17 +91,20 @@ class Gathered:
 
     Args:
         weight: of the regression's prediction, the score's own logit being 1; 0 changes no score.
+        sizes: longer side in pixels of a thing of each class; None where nobody knows.
         most: candidates of a class whose looks are kept.
     """
 
-    def __init__(self, weight: float, most: int = KEPT) -> None:
-        self.weight, self.most = weight, most
+    def __init__(self, weight: float, sizes: Sequence[float] | None = None, most: int = KEPT) -> None:
+        self.weight, self.sizes, self.most = weight, sizes, most
+        self._areas: dict[str, float] = {}
         self._seen: dict[str, Candidates] = {}
         self._unseen: dict[str, list[Candidates]] = {}
         self._held: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
-    def add(self, name: str, found: Candidates) -> None:
-        """Takes a scene's candidates, suppressed."""
+    def add(self, name: str, found: Candidates, area: float = 0.0) -> None:
+        """Takes a scene's candidates, suppressed, and how many pixels it has."""
+        self._areas[name] = area
         if self.weight == 0 or found.looks is None:
             self._seen[name], self._unseen[name] = found.at(np.empty(0, np.int64)), [found]
             return
@@ -117,7 +123,9 @@ class Gathered:
         seen, ends = _joined([self._seen[name] for name in names])
         unseen, others = _joined([Candidates.join(self._unseen[name]) for name in names])
         scenes = np.repeat(np.arange(len(names)), np.diff(ends, prepend=0))
-        seen, unseen = rerank(seen, scenes, unseen, self.weight)
+        area = sum(self._areas[name] for name in names)
+        room = None if self.sizes is None else [max(area, 1) / max(size, 1) ** 2 for size in self.sizes]
+        seen, unseen = rerank(seen, scenes, unseen, self.weight, room)
         parts = zip(_parts(seen, ends), _parts(unseen, others), strict=True)
         return {name: Candidates.join([*pair]) for name, pair in zip(names, parts, strict=True)}
 
@@ -140,7 +148,11 @@ class Gathered:
 
 
 def rerank(
-    seen: Candidates, scenes: npt.NDArray[np.int64], unseen: Candidates, weight: float
+    seen: Candidates,
+    scenes: npt.NDArray[np.int64],
+    unseen: Candidates,
+    weight: float,
+    room: Sequence[float] | None = None,
 ) -> tuple[Candidates, Candidates]:
     """The same candidates with new scores, class by class.
 
@@ -149,6 +161,7 @@ def rerank(
         scenes: ``[n]`` number of each one's scene.
         unseen: the others, of which only their number is known; their scores never rise.
         weight: of the regression's prediction, the score's own logit being 1; 0 changes nothing.
+        room: for how many things of each class there was room in what was searched; None: for `ROOM`.
     """
     if seen.looks is None or weight == 0:
         return seen, unseen
@@ -158,7 +171,8 @@ def rerank(
         part = float(mine.sum() / (mine.sum() + FADE))
         moved = _moved(seen.scores[mine], seen.looks[mine], seen.boxes[mine], scenes[mine], weight * part)
         wrong = int((moved < 0).sum() + (unseen.scores[theirs] >= FLOOR).sum())
-        asked = part * _asked(wrong, int((moved > SURE_LOGIT).sum())) + (1 - part) * MIDDLE
+        least = _asked(wrong, int((moved > SURE_LOGIT).sum()), ROOM if room is None else room[number])
+        asked = part * least + (1 - part) * MIDDLE
         steep = part * STEEPNESS + (1 - part)
         found = _probability(steep * (moved - asked) + MIDDLE)
         scores[mine] = np.where(seen.scores[mine] > FLOOR, found, np.minimum(found, seen.scores[mine]))
@@ -167,9 +181,10 @@ def rerank(
     return replace(seen, scores=scores), replace(unseen, scores=others)
 
 
-def _asked(wrong: int, sure: int) -> float:
-    """The moved logit at which a score is 0.3, of so many that look wrong and so many that are surely right."""
-    return max(BASE + FOR_WRONG * math.log1p(wrong) - FOR_SURE * math.log1p(sure), LEAST_ASKED)
+def _asked(wrong: int, sure: int, room: float) -> float:
+    """The moved logit at which a score is 0.3, of so many that look wrong and so many that are surely right in it."""
+    common = (FOR_WRONG - FOR_SURE) * math.log(room / ROOM)
+    return max(BASE + FOR_WRONG * math.log1p(wrong) - FOR_SURE * math.log1p(sure) - common, LEAST_ASKED)
 
 
 def _joined(parts: Sequence[Candidates]) -> tuple[Candidates, npt.NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from siamese_sat.errors import InputError
 from siamese_sat.progress import progress
 from siamese_sat.scaleout.pool import Pool
 from siamese_sat.search.detect import Candidates, best_first, suppress, to_frame
-from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, rerank_of, vote_iou_of
+from siamese_sat.search.method import Divisible, ManyScenes, SearchMethod, rerank_of, sizes_of, vote_iou_of
 from siamese_sat.search.part import Part
 from siamese_sat.search.parts import Parts
 from siamese_sat.search.rerank import FLOOR, Gathered
@@ -150,7 +150,7 @@ def search_scenes(
     Returns:
         What was found; a scene that cannot be read is reported there and the others are searched.
     """
-    gathered = Gathered(rerank_of(method))
+    gathered = Gathered(rerank_of(method), sizes_of(method))
     failed: dict[str, str] = {}
     compared = dict.fromkeys(method.classes, 0)
     started = time.perf_counter()
@@ -171,7 +171,7 @@ def search_scenes(
                 continue
             if parts is not None and name not in taken:
                 parts.keep(name, candidates)
-            gathered.add(name, candidates)
+            gathered.add(name, candidates, scene.megapixels * 1e6)
             for class_name, count in method.windows(scene).items():
                 compared[class_name] += count
     # In the order of the scenes, whichever was done first.

@@ -247,6 +247,11 @@ class TemplateSearch:
         """Names of what is searched for, in the order of their numbers."""
         return [t.name for t in self.templates]
 
+    @property
+    def sizes(self) -> list[float]:
+        """See `sizes_of`."""
+        return [float(np.median(t.renditions[0].sizes)) for t in self.templates]
+
     def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
         """See `OwnScales`: by the raw scores, cosines of whatever class."""
         raw = np.zeros(len(found.scores))

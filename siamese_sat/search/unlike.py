@@ -17,7 +17,15 @@ from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import NEGATIVE, Exemplar
 from siamese_sat.search.index.entry import scene_path
-from siamese_sat.search.method import Divisible, RadiometryOf, SearchMethod, on_scale_of, rerank_of, vote_iou_of
+from siamese_sat.search.method import (
+    Divisible,
+    RadiometryOf,
+    SearchMethod,
+    on_scale_of,
+    rerank_of,
+    sizes_of,
+    vote_iou_of,
+)  # fmt: skip
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import FLOOR
 
@@ -61,6 +69,15 @@ class Unlike:
     def rerank(self) -> float:
         """See `rerank_of`."""
         return rerank_of(self.method)
+
+    @property
+    def sizes(self) -> Sequence[float] | None:
+        """See `sizes_of`."""
+        sizes = sizes_of(self.method)
+        if sizes is None:
+            return None
+        known = dict(zip(self.method.classes, sizes, strict=True))
+        return [known[name] for name in self.classes]
 
     @property
     def vote_iou(self) -> float:

@@ -25,10 +25,12 @@ from siamese_sat.search.rerank import (
     BASE,
     FADE,
     FLOOR,
+    FOR_SURE,
     FOR_WRONG,
     LEAST_ASKED,
     MIDDLE,
     RIDGE,
+    ROOM,
     STANDING,
     STEEPNESS,
     STEPS,
@@ -177,23 +179,49 @@ def test_the_more_are_likely_wrong_the_more_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sure", "asked"), [(0, 0, -1.0), (35, 0, -1.0), (37, 0, -0.953), (999, 0, 3.135), (999, 99, 0.832)]
+    ("wrong", "sure", "asked"), [(0, 0, -1.0), (89, 0, -1.0), (100, 0, -0.77), (999, 0, 3.816), (999, 99, 0.592)]
 )
 def test_what_is_asked(wrong: int, sure: int, asked: float) -> None:
-    assert module._asked(wrong, sure) == pytest.approx(asked, abs=1e-3)
-    assert module._asked(wrong, 10_000) == LEAST_ASKED
+    assert module._asked(wrong, sure, ROOM) == pytest.approx(asked, abs=1e-3)
+    assert module._asked(wrong, 100_000, ROOM) == LEAST_ASKED
+
+
+@pytest.mark.parametrize("times", [0.1, 10, 1000])
+def test_of_an_archive_many_times_as_large_as_much_is_asked(times: float) -> None:
+    assert module._asked(9999, 99, ROOM) == pytest.approx(5.197, abs=1e-3)
+    larger = module._asked(round(10_000 * times) - 1, round(100 * times) - 1, times * ROOM)
+    assert larger == pytest.approx(module._asked(9999, 99, ROOM))
+
+
+def test_room_is_what_was_searched_by_the_size_of_things() -> None:
+    """Of two classes found alike less is asked of the smaller, whose like there was more room for."""
+    one = alike(3000, 0.1)
+    both = replace(Candidates.join([one, one]), classes=np.repeat([0, 1], 3000))
+
+    def of(area: float, names: Sequence[str] = ("a", "b")) -> npt.NDArray[np.float64]:
+        gathered = Gathered(2.0, [10.0, 20.0])
+        gathered.add("a", both, area)
+        gathered.add("b", both.at(np.empty(0, np.int64)), area)
+        scores = gathered.conclude(names)["a"].scores
+        return np.log(scores / (1 - scores)).reshape(2, -1)[:, 0]
+
+    times = (FOR_WRONG - FOR_SURE) * STEEPNESS
+    room = of(1e6)
+    assert room[0] - room[1] == pytest.approx(times * math.log(4), rel=0.02)
+    np.testing.assert_allclose(of(2e6) - room, times * math.log(2), rtol=0.02)
+    np.testing.assert_allclose(of(2e6, ["a"]), room, rtol=1e-6)
 
 
 def test_the_more_are_surely_right_the_less_is_asked() -> None:
     """The same doubtful places have better odds where others are surely right, though they resemble none of these."""
-    doubtful = [0.1, 0.3] * 200
+    doubtful = [0.1, 0.3] * 1000
 
     def of(sure: int) -> npt.NDArray[np.float64]:
-        found = alike(400 + sure, 0.99)
-        found.scores[:400] = doubtful
-        kept = np.zeros((400 + sure, 400 + max(sure, 1)), np.int8)
-        kept[np.arange(400 + sure), np.arange(400 + sure)] = 127
-        return odds(replace(found, looks=kept))[:400]
+        found = alike(2000 + sure, 0.99)
+        found.scores[:2000] = doubtful
+        kept = np.zeros((2000 + sure, 2000 + max(sure, 1)), np.int8)
+        kept[np.arange(2000 + sure), np.arange(2000 + sure)] = 127
+        return odds(replace(found, looks=kept))[:2000]
 
     none, some, many = (float(np.log(of(count)).mean()) for count in (0, 50, 200))
     assert none < some - 1 < many - 1.5

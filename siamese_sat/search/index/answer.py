@@ -14,7 +14,7 @@ from siamese_sat.model.checkpoint import TrainedModel
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.method import RadiometryOf, SearchMethod, rerank_of, vote_iou_of
+from siamese_sat.search.method import RadiometryOf, SearchMethod, rerank_of, sizes_of, vote_iou_of
 from siamese_sat.search.part import Part, share
 
 Boxes = npt.NDArray[np.float64]
@@ -105,6 +105,11 @@ class Verified:
     def rerank(self) -> float:
         """See `rerank_of`."""
         return rerank_of(self.method)
+
+    @property
+    def sizes(self) -> Sequence[float] | None:
+        """See `sizes_of`."""
+        return sizes_of(self.method)
 
     @property
     def vote_iou(self) -> float:

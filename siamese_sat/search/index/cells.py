@@ -110,6 +110,11 @@ class CellSearch:
         return self.method.rerank
 
     @property
+    def sizes(self) -> list[float]:
+        """See `sizes_of`."""
+        return self.method.sizes
+
+    @property
     def vote_iou(self) -> float:
         """See `vote_iou_of`."""
         return self.method.vote_iou
