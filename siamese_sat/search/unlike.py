@@ -25,7 +25,7 @@ from siamese_sat.search.method import (
     rerank_of,
     sizes_of,
     vote_iou_of,
-)  # fmt: skip
+)
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import FLOOR
 
