@@ -41,8 +41,7 @@ FOR_SURE = 0.7
 ROOM = 5000
 # and begins here; of an archive many times as large, with as many times of both, as much is asked. Chosen so that 0.3
 # balances precision and recall on six classes with 50 to 150,000 candidates where there is room for 1,400 to a million
-# things (benchmarks/accuracy.py; without storage tanks, which alone have room for so many, it would be nearly the
-# same), and few places reach it where a class is absent (benchmarks/absent.py).
+# things (benchmarks/accuracy.py), and few places reach it where a class is absent (benchmarks/absent.py).
 BASE = -10.0
 # Candidates whose moved logit is above this are surely right.
 SURE_LOGIT = 2.0
@@ -103,7 +102,7 @@ class Gathered:
         self._held: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def add(self, name: str, found: Candidates, area: float = 0.0) -> None:
-        """Takes a scene's candidates, suppressed, and how many pixels it has."""
+        """Takes a scene's candidates, suppressed, and how many pixels it has; 0 where nobody knows."""
         self._areas[name] = area
         if self.weight == 0 or found.looks is None:
             self._seen[name], self._unseen[name] = found.at(np.empty(0, np.int64)), [found]
@@ -124,7 +123,7 @@ class Gathered:
         unseen, others = _joined([Candidates.join(self._unseen[name]) for name in names])
         scenes = np.repeat(np.arange(len(names)), np.diff(ends, prepend=0))
         area = sum(self._areas[name] for name in names)
-        room = None if self.sizes is None else [max(area, 1) / max(size, 1) ** 2 for size in self.sizes]
+        room = [area / max(size, 1) ** 2 for size in self.sizes] if self.sizes is not None and area > 0 else None
         seen, unseen = rerank(seen, scenes, unseen, self.weight, room)
         parts = zip(_parts(seen, ends), _parts(unseen, others), strict=True)
         return {name: Candidates.join([*pair]) for name, pair in zip(names, parts, strict=True)}

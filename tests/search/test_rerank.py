@@ -210,6 +210,9 @@ def test_room_is_what_was_searched_by_the_size_of_things() -> None:
     assert room[0] - room[1] == pytest.approx(times * math.log(4), rel=0.02)
     np.testing.assert_allclose(of(2e6) - room, times * math.log(2), rtol=0.02)
     np.testing.assert_allclose(of(2e6, ["a"]), room, rtol=1e-6)
+    # Where nobody knows how much was searched both are asked for as much.
+    unknown = of(0)
+    assert unknown[0] == unknown[1]
 
 
 def test_the_more_are_surely_right_the_less_is_asked() -> None:
