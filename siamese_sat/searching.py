@@ -102,6 +102,9 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
             failed[scenes.pop(name).path] = reason
         if not scenes:
             raise InputError(next(iter(failed.values())))
+    # Before weights are looked for: what is missing here is told at once.
+    chip = model.chip if model is not None else instantiate(cfg.chip)
+    exemplars, negatives = read_shown(cfg, bands, chip, _scene_of(cfg, scenes))
     if model is None:
         model = untrained(cfg, bands, list(scenes.values()))
     elif not model.prototypes:
@@ -112,7 +115,6 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
     if cfg.ckpt_path is not None and cfg.radiometry == "model":
         _warn_of_strange_scenes(scenes, model.radiometry)
     engine = make_engine(cfg, model)
-    exemplars, negatives = read_shown(cfg, bands, model.chip, _scene_of(cfg, scenes))
     method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
     if negatives:
         method = Unlike(method, negatives)

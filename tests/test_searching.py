@@ -381,6 +381,15 @@ def test_the_checkpoints_own_classes(world: World, save_model: Callable[..., str
     assert found(result) == [t for t in world.truth if t[0] == "boat"]
 
 
+def test_missing_exemplars_are_told_before_weights_are_looked_for(world: World) -> None:
+    settings = ["ckpt_path=null", "model.weights=gone.pth"]
+    with pytest.raises(InputError, match="no such folder") as error:
+        world.search(*settings, exemplars=f"exemplars.chips={world.folder / 'none'}")
+    assert str(world.folder / "none") in str(error.value)
+    with pytest.raises(InputError, match=r"gone\.pth"):
+        world.search(*settings)
+
+
 def test_exemplars_from_labelled_scenes_and_from_chips(world: World) -> None:
     label(world.folder / "shown.json", [("boat", (30, 30, 70, 70)), ("raft", (130, 130, 210, 210))])
     assert found(world.search(exemplars=f"exemplars.scenes={world.folder / 'shown.tif'}")) == world.truth

@@ -83,6 +83,20 @@ class ExemplarSource:
         """Whether the user named any exemplar."""
         return any(v is not None for v in (self.chips, self.scenes, self.labels, self.boxes))
 
+    def check(self) -> None:
+        """Says what is missing of the images, without reading one: for before something long begins.
+
+        Raises:
+            InputError: a folder or an image is not there.
+        """
+        if self.chips is not None:
+            _class_folders(Path(self.chips).expanduser())
+        if self.scenes is not None:
+            list_scenes(self.scenes)
+        for row in self.boxes or ():
+            if isinstance(row, list | tuple) and row:  # what else is wrong with it is told when it is read
+                list_scenes(str(row[0]))
+
     def load(self, bands: Sequence[int], alpha: AlphaRule, chip: ChipSpec) -> list[Exemplar]:
         """All exemplars, class by class.
 
@@ -117,13 +131,9 @@ class ExemplarSource:
     def _from_chips(self, bands: Sequence[int], alpha: AlphaRule, chip: ChipSpec) -> list[Exemplar]:
         if self.chips is None:
             return []
-        root = Path(self.chips).expanduser()
-        folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        if not folders:
-            raise InputError(f"{self.chips}: exemplars.chips wants a folder with one sub-folder of images per class.")
         keep = 1 / (1 + 2 * chip.padding)
         found = []
-        for folder in folders:
+        for folder in _class_folders(Path(self.chips).expanduser()):
             for path in list_scenes(folder):
                 scene = open_scene(path, bands, alpha)
                 dx, dy = scene.width * (1 - keep) / 2, scene.height * (1 - keep) / 2
@@ -173,6 +183,16 @@ class ExemplarSource:
                 )
             found.append(Exemplar(str(row[5]), scene, (x0, y0, x1, y1)))
         return found
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """One folder of chips per class."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; exemplars.chips wants one with a sub-folder of images per class.")
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    if not folders:
+        raise InputError(f"{root}: no sub-folder in it; exemplars.chips wants one with a sub-folder of images per class.")
+    return folders
 
 
 def draw_exemplars(exemplars: Sequence[Exemplar], count: int | None, rng: np.random.Generator) -> list[Exemplar]:
