@@ -327,7 +327,11 @@ def test_handed_on_and_asked_elsewhere(archive: Archive) -> None:
 
 def test_missing_exemplars_are_told_before_anything_is_indexed(archive: Archive) -> None:
     scenes = f"scenes={archive.folder / 'scenes'}"
-    for shown in ("exemplars.chips={0}/none", "exemplars.scenes={0}/none.tif", "exemplars.boxes=[[{0}/none,1,1,9,9,a]]"):
+    for shown in (
+        "exemplars.chips={0}/none",
+        "exemplars.scenes={0}/none.tif",
+        "exemplars.boxes=[[{0}/none,1,1,9,9,a]]",
+    ):
         with pytest.raises(InputError, match="none"):
             archive.run(scenes, shown.format(archive.folder), ask=False)
     assert not archive.uri.exists()

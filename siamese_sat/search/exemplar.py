@@ -191,7 +191,9 @@ def _class_folders(root: Path) -> list[Path]:
         raise InputError(f"{root}: no such folder; exemplars.chips wants one with a sub-folder of images per class.")
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     if not folders:
-        raise InputError(f"{root}: no sub-folder in it; exemplars.chips wants one with a sub-folder of images per class.")
+        raise InputError(
+            f"{root}: no sub-folder in it; exemplars.chips wants one with a sub-folder of images per class."
+        )
     return folders
 
 
