@@ -27,6 +27,7 @@ from siamese_sat.search.index.setup import Setup, draft, encoder_of, known_radio
 from siamese_sat.search.index.store import Store
 from siamese_sat.search.run import Workers
 from siamese_sat.searching import find_bands, make_engine, plain, radiometry_rule, trained, unreadable, untrained
+from siamese_sat.shown import check_shown
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +62,14 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
         raise InputError(f"{cfg.index}: there is nothing to index; set scenes to a raster, a folder, a glob or a list.")
     if cfg.query.places is not None and store.exists:
         return answer_places(cfg, folder, store, Recipe.from_dict(store.about()[0]), paths)
-    source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     if cfg.mode != "index":
-        source.check()  # not only when all is indexed
+        check_shown(cfg)  # not only when all is indexed
     means = _prepared(cfg, store, paths)
     failed: dict[str, str] = {}
     if paths is not None:
         built = _filled(cfg, store, paths, means, workers)
         failed = built.failed
+    source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     if cfg.mode == "index" or not (source.given or cfg.feedback.detections or means.model.prototypes):
         return nothing_found(folder, failed)
     return answer(cfg, folder, store, means, paths, failed, workers)

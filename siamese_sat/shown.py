@@ -12,12 +12,27 @@ from omegaconf import DictConfig
 from siamese_sat.data.chip import ChipSpec
 from siamese_sat.data.scene import Scene
 from siamese_sat.search.exemplar import Exemplar, ExemplarSource
-from siamese_sat.search.feedback import rows_as_exemplars
+from siamese_sat.search.feedback import read_detections, rows_as_exemplars
 
 log = logging.getLogger(__name__)
 
 # Classes that the log counts one by one.
 NAMED = 20
+# Settings of exemplars, and those of rows of an earlier search that join them.
+GROUPS = {"exemplars": "positives", "negatives": "negatives"}
+
+
+def check_shown(cfg: DictConfig) -> None:
+    """Says which file of what is shown is missing: for before something long begins; arguments as of `read_shown`.
+
+    Raises:
+        InputError: there is one.
+    """
+    for group in GROUPS:
+        source: ExemplarSource = instantiate(cfg[group], _convert_="all")
+        source.check()
+    if cfg.feedback.detections is not None:
+        read_detections(str(cfg.feedback.detections))
 
 
 def read_shown(
@@ -35,7 +50,7 @@ def read_shown(
         InputError: a source is missing or malformed.
     """
     found: list[list[Exemplar]] = []
-    for group, rows in (("exemplars", "positives"), ("negatives", "negatives")):
+    for group, rows in GROUPS.items():
         source: ExemplarSource = instantiate(cfg[group], _convert_="all")
         mine = source.load(bands, cfg.alpha, chip) if source.given else []
         if cfg.feedback.detections is not None:

@@ -331,8 +331,11 @@ def test_missing_exemplars_are_told_before_anything_is_indexed(archive: Archive)
         "exemplars.chips={0}/none",
         "exemplars.scenes={0}/none.tif",
         "exemplars.boxes=[[{0}/none,1,1,9,9,a]]",
+        "exemplars.labels={0}/none.json",
+        "negatives.chips={0}/none",
+        "feedback.detections={0}/none.csv",
     ):
-        with pytest.raises(InputError, match="none"):
+        with pytest.raises(InputError, match="/none"):
             archive.run(scenes, shown.format(archive.folder), ask=False)
     assert not archive.uri.exists()
 

@@ -66,7 +66,7 @@ class LabelReader:
         Raises:
             InputError: a file is missing, damaged, or of no known kind.
         """
-        assigned = _assign(scenes, labels, self.setting)
+        assigned = assign_labels(scenes, labels, self.setting)
         rows: list[pd.DataFrame] = [self._read_file(path, targets) for path, targets in assigned.items()]
         labelled = {scene.path for targets in assigned.values() for scene in targets}
         bare = [scene.name for scene in scenes if scene.path not in labelled]
@@ -241,10 +241,10 @@ def _image_folders(path: Path) -> list[Path]:
     return [path.parent, path.parent / "images", path.parent.parent / "images"]
 
 
-def _assign(
+def assign_labels(
     scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path] | None, setting: str
 ) -> dict[Path, list[Scene]]:
-    """Which label file speaks of which scenes."""
+    """Which label file speaks of which scenes; raises InputError where ``labels``, set by ``setting``, are missing."""
     assigned: dict[Path, list[Scene]] = {}
     if labels is None:
         for scene in scenes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from siamese_sat.data.annotation import LabelReader
+from siamese_sat.data.annotation import LabelReader, assign_labels
 from siamese_sat.data.chip import BACKGROUND, ChipSpec
 from siamese_sat.data.datamodule import open_scenes
 from siamese_sat.data.scene import AlphaRule, PixelBox, Scene, open_scene
@@ -84,15 +84,17 @@ class ExemplarSource:
         return any(v is not None for v in (self.chips, self.scenes, self.labels, self.boxes))
 
     def check(self) -> None:
-        """Says what is missing of the images, without reading one: for before something long begins.
+        """Says which file is missing, without reading one: for before something long begins.
 
         Raises:
-            InputError: a folder or an image is not there.
+            InputError: a folder, an image or a label file is not there.
         """
         if self.chips is not None:
             _class_folders(Path(self.chips).expanduser())
         if self.scenes is not None:
             list_scenes(self.scenes)
+        if self.labels is not None:
+            assign_labels((), self.labels, "exemplars.labels")
         for row in self.boxes or ():
             if isinstance(row, list | tuple) and row:  # what else is wrong with it is told when it is read
                 list_scenes(str(row[0]))
