@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from siamese_sat.search.dense import first_stage, later_stage
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.ladder import Rung
-from siamese_sat.search.level import UNIT
+from siamese_sat.search.level import UNIT, blur_of
 from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
@@ -82,29 +83,41 @@ class Builder:
             own: of ``rungs`` those that the exemplars ask for, at which the background is compared; larger ones count
                 as the largest of them, but for a tenth.
         """
-        renditions, left_out = [], []
-        largest = max([r.step * r.appears / UNIT for r in own] + [max(sides_of(e)) for e in exemplars])
-        for appears in sorted({r.appears for r in rungs}):
-            steps = tuple(r.step for r in rungs if r.appears == appears)
-            rendition, cells, deep = self._rendition(exemplars, appears, steps, largest)
-            renditions.append(rendition)
-            left_out.append(self._left_out(rendition, cells, deep))
+        largest = max([r.size for r in own] + [max(sides_of(e)) for e in exemplars])
+
+        @functools.cache  # an exemplar that shows no more than it is to is the same twice
+        def patches(number: int, appears: float, blur: float) -> tuple[Tensor, Tensor | None]:
+            return self._patches(exemplars[number], appears, blur)
+
+        made = []
+        for appears, grain in sorted({(r.appears, r.grain) for r in rungs}):
+            steps = tuple(r.step for r in rungs if (r.appears, r.grain) == (appears, grain))
+            seen = [patches(i, appears, blur_of(appears / max(sides_of(e)), grain)) for i, e in enumerate(exemplars)]
+            made.append(self._rendition(exemplars, seen, appears, steps, largest, grain))
+        # The background is seen as it is, so what is ordinary is learned from exemplars that are.
+        plain = [m for m in made if not m[0].grain] or made
+        asked = {(r.step, r.appears) for r in own}
         peaks, turns = [], Counter[int]()
         for maps, step in background:
-            mine = [r for r in renditions if Rung(step, r.appears) in own]
+            mine = [r for r, _, _ in plain if (step, r.appears) in asked]
             if mine:  # in turn: all of them would say little more
                 peaks.append(self._background_peaks(mine[turns[step] % len(mine)], maps, step))
                 turns[step] += 1
         around = np.concatenate(peaks) if peaks else np.empty(0)
         # A thing of any size is found by one of the renditions.
-        alike = np.mean(left_out, axis=0)
-        return Template(name, tuple(renditions), alike, around, fit_curve(alike, around))
+        alike = np.mean([self._left_out(*m) for m in plain], axis=0)
+        return Template(name, tuple(r for r, _, _ in made), alike, around, fit_curve(alike, around))
 
     def _rendition(
-        self, exemplars: Sequence[Exemplar], appears: float, steps: tuple[int, ...], largest: float
+        self,
+        exemplars: Sequence[Exemplar],
+        patches: Sequence[tuple[Tensor, Tensor | None]],
+        appears: float,
+        steps: tuple[int, ...],
+        largest: float,
+        grain: float,
     ) -> tuple[Rendition, Tensor, Tensor | None]:
         """Exemplars at one size, with their cells ``[exemplars, views, D, n, n]`` in both stages."""
-        patches = [self._patches(e, appears) for e in exemplars]
         cells = torch.stack([first for first, _ in patches])
         later = [further for _, further in patches if further is not None]
         deep = torch.stack(later) if later else None
@@ -125,6 +138,7 @@ class Builder:
             trust=np.stack(trust),
             steps=steps,
             largest=largest,
+            grain=grain,
         )
         return rendition, cells, deep
 
@@ -157,8 +171,11 @@ class Builder:
         places = maps.patches(peaks.y, peaks.x, self.cells, self.deep_cells, (peaks.dy, peaks.dx))
         return np.asarray(self.matcher.closer(rendition, *places, step)[0].mean(axis=1))
 
-    def _patches(self, exemplar: Exemplar, appears: float) -> tuple[Tensor, Tensor | None]:
-        """Whitened cells ``[views, D, n, n]`` of an exemplar at that size, in every view, of both stages."""
+    def _patches(self, exemplar: Exemplar, appears: float, blur: float) -> tuple[Tensor, Tensor | None]:
+        """Whitened cells ``[views, D, n, n]`` of an exemplar at that size, in every view, of both stages.
+
+        ``blur`` is that of its pixels at that size.
+        """
         stages = [(self.stage, self.cells, self.whitening.first)]
         if self.deep is not None and self.whitening.deep is not None:
             stages.append((self.deep, self.deep_cells, self.whitening.deep))
@@ -166,7 +183,7 @@ class Builder:
         reach = min(SEEN * STRIDES[self.stage], self.engine.embedder.backbone.reach(self.stage))
         half = math.ceil((max(cells // 2 * STRIDES[stage] for stage, cells, _ in stages) + reach) / coarsest) * coarsest
         scale = appears / max(sides_of(exemplar))
-        image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device)
+        image, valid = upright(exemplar, self.radiometry_of(exemplar.scene), scale, half, self.engine.device, blur)
         if not valid.any():
             raise InputError(
                 f"{exemplar.scene.path}: the {exemplar.class_name} exemplar at {exemplar.box} holds no valid pixel."

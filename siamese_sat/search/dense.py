@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from siamese_sat.data.scene import Scene, SceneReader
 from siamese_sat.model.backbone import STRIDES
 from siamese_sat.search.ahead import ahead
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.level import UNIT, Span, StoredLevel, read_stored, to_level, valid_share
+from siamese_sat.search.level import UNIT, Span, StoredLevel, apron_of, blurred, read_stored, to_level, valid_share
 from siamese_sat.search.part import Part, share
 
 # Scene pixels along a tile's side, without its margins.
@@ -91,6 +91,7 @@ def feature_tiles(
     min_valid: float = 0.5,
     part: Part = (0, 1),
     align: int = 1,
+    blur: float = 0.0,
 ) -> Iterator[FeatureTile]:
     """Feature maps of a scene at one level.
 
@@ -106,6 +107,7 @@ def feature_tiles(
         min_valid: cells with less valid pixels are marked invalid; tiles without a valid cell are left out.
         part: of the tiles.
         align: tiles begin at multiples of so many cells.
+        blur: standard deviation, level pixels, of a Gaussian under which the level is seen; 0: none.
     """
     stride = STRIDES[stage]
     x0, y0, x1, y1 = scene.aoi
@@ -124,12 +126,15 @@ def feature_tiles(
     rows = list(spans(lengths[1], stride, own, margin, tile, align))
     columns = list(spans(lengths[0], stride, around * stride, margin, tile, align))
     places = [(row, column) for column in columns for row in rows]
-    geometry = _Geometry(stride, margin, rows[-1].last, around, around_own)
+    apron = apron_of(blur)
+    geometry = _Geometry(stride, margin, rows[-1].last, around, around_own, apron)
     known: _Known | None = None
     # One ahead: tiles are large.
     for strip in ahead(_read_ahead(scene, radiometry, step, share(places, part), geometry), 1):
         row, column = strip.row, strip.column
         pixels, valid = to_level(strip.stored, radiometry, engine.device)
+        if apron:
+            pixels, valid = (p[..., apron:-apron, apron:-apron] for p in (blurred(pixels, blur), valid))
         share_of = valid_share(valid, stride)[strip.first - strip.start :][: strip.last - strip.first]
         found = first_stage(engine, pixels, stage)[:, :, strip.first - strip.start :][:, :, : strip.last - strip.first]
         if strip.goes_on:
@@ -198,6 +203,7 @@ class _Geometry:
         length: cells of the level.
         reach: that the deep stage, or else the first, sees on either side.
         own: that the first stage sees.
+        apron: level pixels that are read on all sides of what the network sees, for a blur.
     """
 
     stride: int
@@ -205,6 +211,7 @@ class _Geometry:
     length: int
     reach: int
     own: int
+    apron: int
 
     def top(self, first: int) -> int:
         """First row of the first stage that a tile needs which answers for this and those below."""
@@ -265,8 +272,9 @@ def _read_ahead(
                 # The tile above has seen to the scene's end: a little is computed again rather than nothing.
                 goes_on, first = False, geometry.top(row.first)
             start, stop = geometry.seen(first, last)
-            span = Span(row.first, row.last, row.margin, start * geometry.stride, stop * geometry.stride)
-            stored = read_stored(reader, radiometry, step, column, span)
+            span = replace(row, start=start * geometry.stride, stop=stop * geometry.stride)
+            wide = (replace(s, start=s.start - geometry.apron, stop=s.stop + geometry.apron) for s in (column, span))
+            stored = read_stored(reader, radiometry, step, *wide)
             valid = bool(stored.valid.any())
             if valid or (goes_on and valid_to > row.first):
                 yield _Strip(row, column, stored, start, first, last, goes_on)

@@ -5,17 +5,21 @@ but the finest rungs cost most of a search, by the square. So neighbouring rungs
 made at as many sizes. Rungs follow from a class's own exemplars: beside another class it is sought at the same sizes.
 Levels follow from the class with the smallest things; those of another class may appear up to half a rung larger or
 smaller there.
+
+Small things are enlarged, so a level shows larger things sharper than the level below shows smaller ones: what is
+larger than small exemplars looks unlike them, and the likest place is one too small. `grained` levels are blurred until
+they show no more of a thing than the level in which the median exemplar is sought.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from siamese_sat.search.level import UNIT
+from siamese_sat.search.level import UNIT, blur_of
 
 # Bits of a step that count; a longer one ends in zeros.
 STEP_BITS = 9
@@ -28,10 +32,22 @@ class Rung:
     Attributes:
         step: scene pixels that become 128 level pixels.
         appears: level pixels of their longer side there.
+        grain: level pixels that a scene pixel is made to cover there, by a blur; 0: it is left as it is.
     """
 
     step: int
     appears: float
+    grain: float = 0.0
+
+    @property
+    def size(self) -> float:
+        """Scene pixels of their longer side."""
+        return self.step * self.appears / UNIT
+
+    @property
+    def blur(self) -> float:
+        """Standard deviation of the level's blur, level pixels; 0: there is none."""
+        return blur_of(UNIT / self.step, self.grain)
 
 
 def ladder(
@@ -81,6 +97,21 @@ def ladder(
         name: tuple(sorted({_rung(place, object_size, ratio, per_level, offset) for place in found}))
         for name, found in places.items()
     }
+
+
+def grained(rungs: Sequence[Rung], median: float, own: Sequence[Rung] = ()) -> tuple[Rung, ...]:
+    """The same rungs, the levels of larger things blurred.
+
+    Args:
+        rungs: of a class.
+        median: scene pixels of the longer side of the exemplars by which it is told what is larger.
+        own: rungs of these, where they are of another class.
+    """
+    near = min(own or rungs, key=lambda r: abs(math.log(r.size / median)))
+    grain = UNIT / near.step
+    return tuple(
+        replace(r, grain=grain) if r.step > near.step and blur_of(UNIT / r.step, grain) > 0 else r for r in rungs
+    )
 
 
 def _places(

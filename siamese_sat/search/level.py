@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
@@ -23,6 +24,10 @@ from siamese_sat.data.scene import SceneReader
 UNIT = 128
 # Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
 FILTER = 8
+# A blur of so few level pixels changes nothing that the network sees.
+LEAST_BLUR = 0.5
+# Standard deviations at which a Gaussian ends.
+ENDS = 3
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,32 @@ def to_level(stored: StoredLevel, radiometry: Radiometry, device: torch.device) 
         valid = torch.from_numpy(stored.valid.astype(np.float32))
         share = F.pad(resize(valid[None, None], *stored.size)[0, 0, rows, columns], stored.around)
     return level, share
+
+
+def blur_of(covers: float, grain: float) -> float:
+    """Standard deviation, level pixels, of the Gaussian that makes a scene pixel show as wide as one of ``grain``.
+
+    A scene pixel that covers w level pixels is a box of that width, enlarged bilinearly a triangle besides: a variance
+    of w^2 / 12 + w^2 / 6. Where it covers less than one, what it is resized to is as wide as that. 0 where the Gaussian
+    would change nothing that the network sees.
+    """
+    sigma = 0.5 * math.sqrt(max(grain**2 - max(covers, 1.0) ** 2, 0.0))
+    return sigma if sigma >= LEAST_BLUR else 0.0
+
+
+def apron_of(sigma: float) -> int:
+    """Pixels on either side that a blurred one is made of."""
+    return math.ceil(ENDS * sigma)
+
+
+def blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """``[C, h, w]`` under a Gaussian of ``sigma`` pixels; those within `apron_of` it of the border are not whole."""
+    wide = 2 * apron_of(sigma) + 1
+    if wide == 1:
+        return pixels
+    rows: Tensor = gaussian_blur(pixels, [1, wide], [sigma, sigma])  # an axis at a time: far fewer products
+    along: Tensor = gaussian_blur(rows, [wide, 1], [sigma, sigma])
+    return along
 
 
 def valid_share(valid: Tensor, stride: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from siamese_sat.search.consensus import Consensus
-from siamese_sat.search.level import UNIT
+from siamese_sat.search.level import UNIT, blur_of
 from siamese_sat.search.score import ScoreCurve
 
 FloatArray = npt.NDArray[np.float64]
@@ -34,6 +34,7 @@ class Rendition:
         trust: ``[exemplars, views]`` how much the view says of width and height.
         steps: levels to search with this one, scene pixels per 128 level pixels.
         largest: scene pixels of the largest things that the exemplars ask for; larger ones are sought beside them.
+        grain: level pixels that a scene pixel covers in these levels, at least, and in the exemplars; 0: as they are.
     """
 
     appears: float
@@ -44,6 +45,12 @@ class Rendition:
     trust: FloatArray
     steps: tuple[int, ...]
     largest: float
+    grain: float = 0.0
+
+    @property
+    def levels(self) -> tuple[tuple[int, float], ...]:
+        """Their levels, each with its blur in level pixels."""
+        return tuple((step, blur_of(UNIT / step, self.grain)) for step in self.steps)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import SceneReader
 from siamese_sat.search.exemplar import Exemplar
+from siamese_sat.search.level import blurred
 
 # A thing is taken to be at least this wide, as a part of its length.
 SLIMMEST = 0.15
@@ -28,11 +29,12 @@ def sides_of(exemplar: Exemplar) -> tuple[float, float]:
 
 
 def upright(
-    exemplar: Exemplar, radiometry: Radiometry, scale: float, half: int, device: torch.device
+    exemplar: Exemplar, radiometry: Radiometry, scale: float, half: int, device: torch.device, blur: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """The exemplar's surroundings resized by ``scale``: ``[C + 1, n, n]`` normalised, the last channel its validity.
 
-    Centred on the middle of the image, and wide enough to be turned by any angle.
+    Centred on the middle of the image, and wide enough to be turned by any angle. Under a Gaussian of ``blur`` of
+    its pixels, see `blurred`.
     """
     x0, y0, x1, y1 = exemplar.box
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
@@ -46,6 +48,8 @@ def upright(
     both = torch.cat([radiometry.normalise(stored), mask[None]])[None]
     size = max(1, round(2 * radius * scale))
     level = resize(both, size, size)
+    if blur:
+        level = torch.cat([blurred(level[0, :-1], blur), level[0, -1:]])[None]
     # Sampled about the exact centre: box centres and resized sizes are not whole.
     ratio = size / (2 * radius)
     grid = torch.arange(-wide, wide + 1, device=device, dtype=torch.float32) * (ratio / scale)

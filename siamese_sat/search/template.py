@@ -31,7 +31,7 @@ from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import NEGATIVE, Exemplar, by_class
-from siamese_sat.search.ladder import Rung, ladder
+from siamese_sat.search.ladder import Rung, grained, ladder
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Rendition, Template
@@ -70,6 +70,8 @@ class TemplateSearch:
         min_levels: sizes on either side of the median exemplar, at least, see `ladder`.
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         larger_levels: larger than it, at least, as far as ``max_levels`` allows: few exemplars seldom show the largest.
+        match_detail: whether levels of things larger than the median exemplar are blurred to the detail of its own, see
+            `grained`; for things below 40 px only, larger ones show all there is.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
@@ -100,6 +102,7 @@ class TemplateSearch:
     min_levels: int = 2
     max_levels: int = 4
     larger_levels: int = 8
+    match_detail: bool = True
     max_zoom: float | None = 6.0
     size_spread: float = 1.2
     contrast: float = 0.2
@@ -155,6 +158,8 @@ class TemplateSearch:
         )
         # Larger sizes are sought beside those that the exemplars ask for; what is ordinary is learned at the latter.
         own = {name: rungs[name][: len(found)] for name, found in own.items()}
+        if self.match_detail:
+            rungs = {name: self._grained(name, rungs, sizes) for name in rungs}
         # Beside other classes things may appear larger than alone.
         # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
         check_width(self, max(r.appears for name, found in rungs.items() if name not in following for r in found))
@@ -217,6 +222,14 @@ class TemplateSearch:
             builder.template(name, group, rungs[name], background, (own or rungs)[name])
             for name, group in track(groups.items(), "Making templates", unit="classes", total=len(groups))
         ]
+
+    def _grained(
+        self, name: str, rungs: Mapping[str, Sequence[Rung]], sizes: Mapping[str, Sequence[float]]
+    ) -> tuple[Rung, ...]:
+        """Marked mistakes are seen as what they are mistaken for."""
+        of = name.removeprefix(NEGATIVE)
+        of = of if of in rungs else name
+        return grained(rungs[name], float(np.median(sizes[of])), rungs[of])
 
     @property
     def _matcher(self) -> Matcher:
@@ -285,8 +298,8 @@ class TemplateSearch:
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
-        steps = {s for t in self.templates for r in t.renditions for s in r.steps if _fits(r, s, scene)}
-        for step in sorted(steps):
+        levels = {(s, b) for t in self.templates for r in t.renditions for s, b in r.levels if _fits(r, s, scene)}
+        for step, blur in sorted(levels):
             for tile in feature_tiles(
                 self.engine,
                 scene,
@@ -299,12 +312,19 @@ class TemplateSearch:
                 min_valid=self.engine.min_valid,
                 part=part,
                 align=2,  # the coarse grid
+                blur=blur,
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
-                yield from self.match(scene, step, tile, maps, thresholds)
+                yield from self.match(scene, step, tile, maps, thresholds, blur)
 
     def match(
-        self, scene: Scene, step: int, tile: FeatureTile, maps: Maps, thresholds: Mapping[str, float]
+        self,
+        scene: Scene,
+        step: int,
+        tile: FeatureTile,
+        maps: Maps,
+        thresholds: Mapping[str, float],
+        blur: float = 0.0,
     ) -> Iterator[Candidates]:
         """Places of one tile that reach their class's threshold, class by class and size by size.
 
@@ -314,13 +334,14 @@ class TemplateSearch:
             tile: where it lies, with a `margin` of cells on all sides, and where places count.
             maps: its whitened cells.
             thresholds: least score by class.
+            blur: of its level, see `feature_tiles`.
         """
         closer = CLOSER_VOTING if self.vote_iou > 0 else CLOSER
         wanted = [
             (i, t, r)
             for i, t in enumerate(self.templates)
             for r in t.renditions
-            if step in r.steps and _fits(r, step, scene)
+            if (step, blur) in r.levels and _fits(r, step, scene)
         ]
         raw = [max(self.least * t.curve.threshold, t.curve.raw(thresholds[t.name])) for _, t, _ in wanted]
         peaks = find_peaks(

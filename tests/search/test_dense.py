@@ -14,7 +14,7 @@ from siamese_sat.model.backbone import STRIDES, Backbone
 from siamese_sat.model.deploy import DeployedEmbedder
 from siamese_sat.search.dense import FeatureTile, feature_tiles, features, spans
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.level import Span
+from siamese_sat.search.level import Span, blurred
 from tests.conftest import make_scene, skip_without_openvino
 from tests.model.conftest import RADIOMETRY, tiny_embedder
 
@@ -146,31 +146,34 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return make_scene(tmp_path_factory.mktemp("dense") / "noise.tif", pixels, nodata=0)
 
 
-def tiles(engine: Engine, scene: Scene, step: int, tile: int) -> list[FeatureTile]:
-    return list(feature_tiles(engine, scene, RADIOMETRY, step, tile=tile))
+def tiles(engine: Engine, scene: Scene, step: int, tile: int, blur: float = 0.0) -> list[FeatureTile]:
+    return list(feature_tiles(engine, scene, RADIOMETRY, step, tile=tile, blur=blur))
 
 
 @pytest.mark.parametrize(
-    ("step", "size", "aoi"),
+    ("step", "size", "aoi", "blur"),
     [
-        (97, 64, None),
-        (150, 64, None),
-        (53, 64, (13, 22, 90, 101)),
-        (128, 64, (1, 3, 150, 170)),
-        (8, 64, (70, 30, 100, 55)),
-        (3, 56, (70, 30, 82, 44)),  # a scene pixel becomes 43: resampling reaches further than elsewhere
+        (97, 64, None, 0.0),
+        (150, 64, None, 0.0),
+        (53, 64, (13, 22, 90, 101), 0.0),
+        (128, 64, (1, 3, 150, 170), 0.0),
+        (8, 64, (70, 30, 100, 55), 0.0),
+        (3, 56, (70, 30, 82, 44), 0.0),  # a scene pixel becomes 43: resampling reaches further than elsewhere
+        (97, 64, None, 0.8),
+        (53, 64, (13, 22, 90, 101), 1.5),
+        (150, 24, None, 2.9),  # seen further than a tile is wide
     ],
 )
 def test_a_tile_border_changes_no_feature(
-    engine: Engine, scene: Scene, step: int, size: int, aoi: tuple[int, int, int, int] | None
+    engine: Engine, scene: Scene, step: int, size: int, aoi: tuple[int, int, int, int] | None, blur: float
 ) -> None:
     scene = scene.within(aoi)
-    (whole,) = tiles(engine, scene, step, ALL)
+    (whole,) = tiles(engine, scene, step, ALL, blur)
     x0, y0, x1, y1 = scene.aoi
     rows, columns = (-(-n * 128 // step) for n in (y1 - y0, x1 - x0))
     assert whole.valid.shape == (-(-rows // 8), -(-columns // 8))
     assert (whole.x_first, whole.y_first) == (0, 0)
-    parts = tiles(engine, scene, step, size)
+    parts = tiles(engine, scene, step, size, blur)
     assert len(parts) >= 3
     seen = np.zeros_like(whole.valid)
     for part in parts:
@@ -184,6 +187,19 @@ def test_a_tile_border_changes_no_feature(
         torch.testing.assert_close(part.features, with_margin, rtol=0, atol=1e-4)
     assert seen[whole.valid].all()
     assert whole.features.std() > 0.1
+
+
+def test_a_blurred_level_is_seen_as_its_pixels_blurred(engine: Engine, scene: Scene) -> None:
+    """Valid where the level is: a blur moves no border of what counts."""
+    (found,), (plain,) = (tiles(engine, scene, 128, ALL, blur) for blur in (1.2, 0.0))
+    np.testing.assert_array_equal(found.valid, plain.valid)
+    with SceneReader(scene) as reader:
+        raw, valid = reader.read(-60, -60, 270, 290)
+    level = RADIOMETRY.normalise(torch.from_numpy(RADIOMETRY.fill(raw, valid).astype("float32")))
+    level = blurred(level, 1.2)[:, 20:-20, 20:-20]  # beyond the margin of nothing
+    expected = features(engine, level, "layer2")
+    torch.testing.assert_close(found.features[:, 5:-5, 5:-5], expected[:, 5:-5, 5:-5], rtol=0, atol=1e-4)
+    assert (found.features - plain.features).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("deep", "phase"), [("layer3", 2), ("layer4", 4)])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from siamese_sat.search import ladder as module
-from siamese_sat.search.ladder import Rung
+from siamese_sat.search.ladder import Rung, grained
 
 
 def ladder(*args: Any, **options: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
@@ -164,3 +164,39 @@ def test_levels_are_shared_by_classes_too() -> None:
     found = module.ladder({"a": [49.0], "b": [49.0 * 1.25]}, 49.0, 1.25, 2, 4, None, 3)
     assert found["a"] == (Rung(102, 39.2), Rung(102, 49.0), Rung(102, 61.25), Rung(200, 39.2), Rung(200, 49.0))
     assert found["b"] == (Rung(102, 49.0), Rung(102, 61.25), Rung(200, 39.2), Rung(200, 49.0), Rung(200, 61.25))
+
+
+@pytest.mark.parametrize("per_level", [1, 3])
+@pytest.mark.parametrize("size", [8.0, 12.5, 17.0, 24.0])
+def test_levels_of_larger_things_are_blurred_to_the_detail_of_the_median_exemplars(size: float, per_level: int) -> None:
+    rungs = module.ladder({"a": [size]}, 49.0, 1.25, 2, 4, None, per_level, (), 8)["a"]
+    found = grained(rungs, size)
+    assert [(r.step, r.appears) for r in found] == [(r.step, r.appears) for r in rungs]
+    (near,) = {r.step for r in rungs if r.size == pytest.approx(size, rel=0.1)}
+    for rung in found:
+        if rung.step <= near:
+            assert rung.grain == rung.blur == 0
+        elif rung.grain:
+            assert rung.grain == 128 / near
+            # What a pixel enlarged to the grain shows, less what the level's own pixel takes away already.
+            assert rung.blur == pytest.approx(0.5 * math.sqrt((128 / near) ** 2 - max(128 / rung.step, 1) ** 2))
+        else:
+            assert (128 / near) ** 2 - max(128 / rung.step, 1) ** 2 < 1
+    blurs = [r.blur for r in found]
+    assert blurs == sorted(blurs), "the larger the more"
+    assert blurs[-1] >= 0.5
+
+
+def test_where_exemplars_show_all_detail_nothing_is_blurred() -> None:
+    rungs = module.ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, None, 3, (), 8)["a"]
+    assert grained(rungs, 49.0) == rungs
+
+
+def test_rungs_may_follow_the_exemplars_of_another_class() -> None:
+    rungs = module.ladder({"a": [12.0], "b": [60.0]}, 49.0, 1.25, 2, 4, None, 3, (), 8)
+    assert {r.grain for r in grained(rungs["b"], 60.0)} == {0}
+    alike = {r.step: r.grain for r in grained(rungs["a"], 12.0)}
+    found = grained(rungs["b"], 12.0, rungs["a"])
+    shared = [r for r in found if r.step in alike]
+    assert shared
+    assert all(r.grain == alike[r.step] > 0 for r in shared)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import SceneReader
-from siamese_sat.search.level import Span, read_level, valid_share
+from siamese_sat.search.level import Span, apron_of, blur_of, blurred, read_level, valid_share
 from tests.conftest import make_scene
 
 RADIOMETRY = Radiometry(("B", "G", "R", "NIR"), 1000.0, (0.11, 0.2, 0.3, 0.4), (0.1, 0.1, 0.2, 0.2))
@@ -66,3 +66,44 @@ def test_a_cell_is_as_valid_as_the_pixels_round_its_centre(shape: tuple[int, int
         torch.testing.assert_close(valid_share(valid, 8), F.avg_pool2d(padded, 8)[0, 0])
     # Of fractions, as of a scene made small: none is 0, and none is whole.
     assert valid_share(torch.full(shape, 0.25), 8).unique().tolist() == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("covers", "grain"), [(c, g) for c in (0.6, 1.0, 1.5) for g in (2.0, 3.0, 5.0) if g >= 1.5 * c]
+)
+def test_a_blurred_level_shows_as_much_as_one_of_enlarged_pixels(grain: float, covers: float) -> None:
+    """Ground as fine as a twelfth of a level pixel, seen by two sensors, each resized to the level."""
+    fine, side = 12, 96
+    ground = torch.randn(1, 1, side * fine, side * fine, generator=torch.Generator().manual_seed(0))
+    seen = []
+    for wide in (covers, grain):
+        pixels = F.avg_pool2d(ground, round(wide * fine))
+        seen.append(resize(pixels, round(pixels.shape[2] * wide), round(pixels.shape[3] * wide))[0])
+    inner = (0, slice(20, 70), slice(20, 70))
+    sharp, coarse = (float(level[inner].std()) for level in seen)
+    soft = float(blurred(seen[0], blur_of(covers, grain))[inner].std())
+    assert soft == pytest.approx(coarse, rel=0.2)
+    assert sharp > 1.3 * coarse
+
+
+def test_what_hardly_blurs_does_not() -> None:
+    assert blur_of(1.0, 0.0) == blur_of(2.0, 1.5) == blur_of(0.3, 1.0) == blur_of(1.0, 1.3) == 0
+    assert blur_of(0.3, 2.0) == blur_of(1.0, 2.0) == pytest.approx(0.5 * math.sqrt(3))
+    level = torch.randn(3, 20, 30)
+    assert blurred(level, 0.0) is level
+    assert apron_of(0.0) == 0
+
+
+@pytest.mark.parametrize("sigma", [0.5, 0.9, 3.0])
+def test_a_blur_is_a_gaussian_and_sees_no_further_than_its_apron(sigma: float) -> None:
+    pixels = torch.zeros(2, 61, 71)
+    pixels[1, 30, 35] = 1
+    found = blurred(pixels, sigma)
+    assert found[0].abs().max() == 0
+    seen = found[1].nonzero()
+    assert (seen.amax(dim=0) - seen.amin(dim=0) + 1).tolist() == [2 * apron_of(sigma) + 1] * 2
+    assert float(found[1].sum()) == pytest.approx(1, abs=1e-5)
+    for axis in (0, 1):
+        share = found[1].sum(dim=1 - axis).double()
+        place = torch.arange(len(share)) - (30, 35)[axis]
+        assert float((share * place**2).sum()) == pytest.approx(sigma**2, rel=0.06, abs=0.04)  # sampled, and cut off

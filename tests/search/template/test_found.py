@@ -158,6 +158,7 @@ def test_two_classes_share_levels_and_are_told_apart(
     assert searched.method.classes == ["boat", "pool"]
     boat, pool = searched.method.templates
     assert len(set(boat.steps) & set(pool.steps)) >= 4
+    assert not any(r.grain for t in (boat, pool) for r in t.renditions)
     passes: list[int] = []
 
     def watched(engine: Engine, scene: Scene, radiometry: Any, step: int, **more: Any) -> Any:  # noqa: ANN401
