@@ -30,15 +30,15 @@ from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
 from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import NEGATIVE, Exemplar, by_class
-from siamese_sat.search.ladder import Rung, grained, ladder
+from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.ladder import Rung
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
 from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
-from siamese_sat.search.patch import sides_of
 from siamese_sat.search.rerank import looks
+from siamese_sat.search.sought import sought
 from siamese_sat.search.template_settings import check_template_settings, check_width
 from siamese_sat.search.whiten import Whitening, whiten
 
@@ -139,39 +139,16 @@ class TemplateSearch:
         check_template_settings(self)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)
-        sizes = {name: [max(sides_of(e)) for e in group] for name, group in groups.items()}
-        # Marked mistakes must not change how what is sought appears.
-        following = [name for name in groups if name.startswith(NEGATIVE)]
-        rungs, own = (
-            ladder(
-                sizes,
-                self.object_size,
-                self.scale_step,
-                self.min_levels,
-                self.max_levels,
-                self.max_zoom,
-                self.sizes_per_level,
-                following,
-                larger,
-            )
-            for larger in (self.larger_levels, 0)
-        )
-        # Larger sizes are sought beside those that the exemplars ask for; what is ordinary is learned at the latter.
-        own = {name: rungs[name][: len(found)] for name, found in own.items()}
-        if self.match_detail:
-            rungs = {name: self._grained(name, rungs, sizes) for name in rungs}
+        found = sought(self, groups)
         # Beside other classes things may appear larger than alone.
-        # Marked mistakes may appear as they do: a mistake that a template cuts off is a mistake still.
-        check_width(self, max(r.appears for name, found in rungs.items() if name not in following for r in found))
-        every = sorted({r.step for found in own.values() for r in found})
-        leading = {r.step for name, found in own.items() if name not in following for r in found}
+        check_width(self, found.appears)
         sampled = partial(
             sample_background, engine, scenes, radiometry_of,
             stage=self.stage, count=self.samples, seed=self.seed, deep=self.deep_stage,
         )  # fmt: skip
         # Scenes hardly larger than a cell have none that lies within them: they speak enlarged.
-        samples = list(sampled(every)) or list(sampled([max(1, every[0] // 4)]))
-        ordinary = [s for s in samples if s.step in leading] or samples
+        samples = list(sampled(found.steps)) or list(sampled([max(1, found.steps[0] // 4)]))
+        ordinary = [s for s in samples if s.step in found.leading] or samples
         self.whitening = Whitenings(
             self._whitening(self.stage, (s.features[:, s.good][:, :, None] for s in ordinary)),
             None
@@ -185,7 +162,7 @@ class TemplateSearch:
             for s in samples
             if bool(s.good.all()) and min(s.features.shape[1:]) >= least
         ]
-        self.make(groups, rungs, background, own=own)
+        self.make(groups, found.rungs, background, own=found.own)
 
     def make(
         self,
@@ -222,14 +199,6 @@ class TemplateSearch:
             builder.template(name, group, rungs[name], background, (own or rungs)[name])
             for name, group in track(groups.items(), "Making templates", unit="classes", total=len(groups))
         ]
-
-    def _grained(
-        self, name: str, rungs: Mapping[str, Sequence[Rung]], sizes: Mapping[str, Sequence[float]]
-    ) -> tuple[Rung, ...]:
-        """Marked mistakes are seen as what they are mistaken for."""
-        of = name.removeprefix(NEGATIVE)
-        of = of if of in rungs else name
-        return grained(rungs[name], float(np.median(sizes[of])), rungs[of])
 
     @property
     def _matcher(self) -> Matcher:
