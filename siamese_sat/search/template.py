@@ -71,7 +71,7 @@ class TemplateSearch:
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         larger_levels: larger than it, at least, as far as ``max_levels`` allows: few exemplars seldom show the largest.
         match_detail: whether levels of things larger than the median exemplar are blurred to the detail of its own, see
-            `grained`; for things below 40 px only, larger ones show all there is.
+            `grained`; for exemplars below 50 px only, larger ones show all there is.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.

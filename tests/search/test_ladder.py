@@ -7,6 +7,7 @@ import pytest
 
 from siamese_sat.search import ladder as module
 from siamese_sat.search.ladder import Rung, grained
+from siamese_sat.search.level import SOFTNESS
 
 
 def ladder(*args: Any, **options: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
@@ -178,18 +179,18 @@ def test_levels_of_larger_things_are_blurred_to_the_detail_of_the_median_exempla
             assert rung.grain == rung.blur == 0
         elif rung.grain:
             assert rung.grain == 128 / near
-            # What a pixel enlarged to the grain shows, less what the level's own pixel takes away already.
-            assert rung.blur == pytest.approx(0.5 * math.sqrt((128 / near) ** 2 - max(128 / rung.step, 1) ** 2))
+            # As soft as the level of the exemplars, less what this one is already.
+            assert rung.blur == pytest.approx(SOFTNESS * math.sqrt((128 / near) ** 2 - max(128 / rung.step, 1) ** 2))
         else:
-            assert (128 / near) ** 2 - max(128 / rung.step, 1) ** 2 < 1
+            assert SOFTNESS**2 * ((128 / near) ** 2 - max(128 / rung.step, 1) ** 2) < 0.25
     blurs = [r.blur for r in found]
     assert blurs == sorted(blurs), "the larger the more"
     assert blurs[-1] >= 0.5
 
 
 def test_where_exemplars_show_all_detail_nothing_is_blurred() -> None:
-    rungs = module.ladder({"a": [49.0]}, 49.0, 1.25, 2, 4, None, 3, (), 8)["a"]
-    assert grained(rungs, 49.0) == rungs
+    rungs = module.ladder({"a": [60.0]}, 49.0, 1.25, 2, 4, None, 3, (), 8)["a"]
+    assert grained(rungs, 60.0) == rungs
 
 
 def test_rungs_may_follow_the_exemplars_of_another_class() -> None:
