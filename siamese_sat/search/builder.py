@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -80,33 +79,39 @@ class Builder:
             exemplars: of it.
             rungs: sizes to seek, each in its level.
             background: random places of the searched scenes, each with the step of its level.
-            own: of ``rungs`` those that the exemplars ask for, at which the background is compared; larger ones count
-                as the largest of them, but for a tenth.
+            own: sizes and levels of ``rungs``, whatever their grain, that the exemplars ask for: the background is
+                compared there; larger sizes count as the largest of them, but for a tenth.
         """
         largest = max([r.size for r in own] + [max(sides_of(e)) for e in exemplars])
-
-        @functools.cache  # an exemplar that shows no more than it is to is the same twice
-        def patches(number: int, appears: float, blur: float) -> tuple[Tensor, Tensor | None]:
-            return self._patches(exemplars[number], appears, blur)
-
-        made = []
-        for appears, grain in sorted({(r.appears, r.grain) for r in rungs}):
-            steps = tuple(r.step for r in rungs if (r.appears, r.grain) == (appears, grain))
-            seen = [patches(i, appears, blur_of(appears / max(sides_of(e)), grain)) for i, e in enumerate(exemplars)]
-            made.append(self._rendition(exemplars, seen, appears, steps, largest, grain))
-        # The background is seen as it is, so what is ordinary is learned from exemplars that are.
-        plain = [m for m in made if not m[0].grain] or made
+        renditions, plain, left_out = [], [], []
+        for appears in sorted({r.appears for r in rungs}):
+            mine = [r for r in rungs if r.appears == appears]
+            sharp = [self._patches(e, appears, 0.0) for e in exemplars]
+            # What scores mean is learned from exemplars that are not blurred, whether or not such are sought.
+            for grain in sorted({0.0, *(r.grain for r in mine)}):
+                blurs = [blur_of(appears / max(sides_of(e)), grain) for e in exemplars]
+                patches = [
+                    self._patches(e, appears, blur) if blur else known
+                    for e, blur, known in zip(exemplars, blurs, sharp, strict=True)
+                ]
+                steps = tuple(r.step for r in mine if r.grain == grain)
+                rendition, cells, deep = self._rendition(exemplars, patches, appears, steps, largest, grain)
+                if steps:
+                    renditions.append(rendition)
+                if not grain:
+                    plain.append(rendition)
+                    left_out.append(self._left_out(rendition, cells, deep))
         asked = {(r.step, r.appears) for r in own}
         peaks, turns = [], Counter[int]()
         for maps, step in background:
-            mine = [r for r, _, _ in plain if (step, r.appears) in asked]
-            if mine:  # in turn: all of them would say little more
-                peaks.append(self._background_peaks(mine[turns[step] % len(mine)], maps, step))
+            some = [r for r in plain if (step, r.appears) in asked]
+            if some:  # in turn: all of them would say little more
+                peaks.append(self._background_peaks(some[turns[step] % len(some)], maps, step))
                 turns[step] += 1
         around = np.concatenate(peaks) if peaks else np.empty(0)
         # A thing of any size is found by one of the renditions.
-        alike = np.mean([self._left_out(*m) for m in plain], axis=0)
-        return Template(name, tuple(r for r, _, _ in made), alike, around, fit_curve(alike, around))
+        alike = np.mean(left_out, axis=0)
+        return Template(name, tuple(renditions), alike, around, fit_curve(alike, around))
 
     def _rendition(
         self,

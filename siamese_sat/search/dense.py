@@ -233,7 +233,7 @@ class _Strip:
     Attributes:
         row: of the tile.
         column: of the tile.
-        stored: pixels from row ``start`` on.
+        stored: pixels from an apron before row ``start`` on.
         start: first row, in cells, that the network sees.
         first: first row that it is to make.
         last: one past the last.

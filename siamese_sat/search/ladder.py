@@ -7,8 +7,8 @@ Levels follow from the class with the smallest things; those of another class ma
 smaller there.
 
 Small things are enlarged, so a level shows larger things sharper than the level below shows smaller ones: what is
-larger than small exemplars looks unlike them, and the likest place is one too small. `grained` levels are blurred until
-they show no more of a thing than the level in which the median exemplar is sought.
+larger than small exemplars looks unlike them, and matches best at a size too small. `grained` levels are blurred until
+they show no more detail of the ground than the level in which the median exemplar is sought.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def grained(rungs: Sequence[Rung], median: float, own: Sequence[Rung] = ()) -> t
     near = min(own or rungs, key=lambda r: abs(math.log(r.size / median)))
     grain = UNIT / near.step
     return tuple(
-        replace(r, grain=grain) if r.step > near.step and blur_of(UNIT / r.step, grain) > 0 else r for r in rungs
+        replace(r, grain=grain) if r.step > near.step and replace(r, grain=grain).blur > 0 else r for r in rungs
     )
 
 

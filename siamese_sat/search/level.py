@@ -27,7 +27,7 @@ FILTER = 8
 # Standard deviation, scene pixels, of what a point of the ground becomes. Optics, resampling and compression add to the
 # 0.3 of a pixel's own width: from the spectra of six sets of images, 0.3 to 1.
 SOFTNESS = 0.7
-# A blur of so few level pixels changes nothing that the network sees.
+# A blur of fewer level pixels changes nothing that the network sees.
 LEAST_BLUR = 0.5
 # Standard deviations at which a Gaussian ends.
 ENDS = 3

@@ -14,7 +14,7 @@ from siamese_sat.data.chip import resize
 from siamese_sat.data.radiometry import Radiometry
 from siamese_sat.data.scene import SceneReader
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.level import blurred
+from siamese_sat.search.level import apron_of, blurred
 
 # A thing is taken to be at least this wide, as a part of its length.
 SLIMMEST = 0.15
@@ -39,7 +39,7 @@ def upright(
     x0, y0, x1, y1 = exemplar.box
     cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
     wide = math.ceil(half * math.sqrt(2)) + 2
-    radius = math.ceil((wide + 2) / scale) + 1
+    radius = math.ceil((wide + 2 + apron_of(blur)) / scale) + 1
     left, top = math.floor(cx) - radius, math.floor(cy) - radius
     with SceneReader(exemplar.scene) as reader:
         raw, valid = reader.read(left, top, 2 * radius, 2 * radius)

@@ -22,8 +22,8 @@ class Sought:
 
     Attributes:
         rungs: all.
-        own: of these, those that the exemplars ask for, their levels not blurred: larger sizes are sought beside them,
-            but what is ordinary is learned here.
+        own: sizes and levels of these, whatever their grain, that the exemplars ask for: larger ones are sought beside
+            them, but what is ordinary is learned here.
     """
 
     rungs: Mapping[str, tuple[Rung, ...]]
@@ -71,7 +71,12 @@ def sought(method: TemplateSearch, groups: Mapping[str, Sequence[Exemplar]]) -> 
 
 
 def _grained(name: str, rungs: Mapping[str, Sequence[Rung]], sizes: Mapping[str, Sequence[float]]) -> tuple[Rung, ...]:
-    """Marked mistakes are seen as what they are mistaken for."""
+    """Marked mistakes are seen as what they are mistaken for: where they are so of all, as what is nearest in size."""
     of = name.removeprefix(NEGATIVE)
-    of = of if of in rungs else name
+    if of not in rungs:
+        size = np.median(sizes[name])
+        of = min(
+            (other for other in rungs if not other.startswith(NEGATIVE)),
+            key=lambda other: abs(np.log(np.median(sizes[other]) / size)),
+        )
     return grained(rungs[name], float(np.median(sizes[of])), rungs[of])

@@ -70,8 +70,9 @@ class TemplateSearch:
         min_levels: sizes on either side of the median exemplar, at least, see `ladder`.
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         larger_levels: larger than it, at least, as far as ``max_levels`` allows: few exemplars seldom show the largest.
-        match_detail: whether levels of things larger than the median exemplar are blurred to the detail of its own, see
-            `grained`; for exemplars below 50 px only, larger ones show all there is.
+        match_detail: whether levels above that of the median exemplar are blurred until they show no more detail than
+            it, see `grained`; of exemplars below 50 px only, larger ones show all there is. Classes whose levels are
+            not the same share fewer passes then.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
@@ -179,7 +180,7 @@ class TemplateSearch:
             rungs: sizes to seek, each in its level, by class.
             background: see `Builder.template`.
             stored: see `Builder`.
-            own: of ``rungs`` those that the exemplars ask for, see `Builder.template`; None: all.
+            own: sizes and levels of these that the exemplars ask for, see `Builder.template`; None: all.
         """
         builder = Builder(
             engine=self.engine,

@@ -161,7 +161,7 @@ def tiles(engine: Engine, scene: Scene, step: int, tile: int, blur: float = 0.0)
         (3, 56, (70, 30, 82, 44), 0.0),  # a scene pixel becomes 43: resampling reaches further than elsewhere
         (97, 64, None, 0.8),
         (53, 64, (13, 22, 90, 101), 1.5),
-        (150, 24, None, 2.9),  # seen further than a tile is wide
+        (150, 24, None, 9.0),  # seen further than a tile is wide
     ],
 )
 def test_a_tile_border_changes_no_feature(

@@ -117,23 +117,49 @@ def test_a_larger_thing_looks_more_like_small_exemplars(
     assert scores[0] > scores[1] + 0.02
 
 
+def test_what_scores_mean_is_learned_so_beside_other_classes_too(
+    model: TrainedModel, engine: Engine, few: dict[str, list[Exemplar]], scene: Scene
+) -> None:
+    """Not all sizes of a class are sought sharp there."""
+    shown = [
+        replace(e, class_name=name, box=(*e.box[:2], e.box[0] + side, e.box[1] + side - 3))
+        for name, side in (("boat", 12), ("raft", 13))
+        for e in few["boat"]
+    ]
+    one, two = (
+        Searched(model, engine, shown, scene, larger_levels=8, match_detail=on).method.templates for on in (True, False)
+    )
+    appears = [{r.appears for r in t.renditions} for t in one]
+    sharp = [{r.appears for r in t.renditions if not r.grain} for t in one]
+    assert any(some < every for some, every in zip(sharp, appears, strict=True))
+    for ours, theirs in zip(one, two, strict=True):
+        np.testing.assert_array_equal(ours.left_out, theirs.left_out)
+        np.testing.assert_array_equal(ours.background, theirs.background)
+        assert ours.curve == theirs.curve
+        assert ours.curve.threshold > 0.1
+
+
+@pytest.mark.parametrize("of", ["boat", "jetty"])
 def test_classes_and_their_mistakes_share_blurred_levels(
     model: TrainedModel,
     engine: Engine,
     few: dict[str, list[Exemplar]],
     scene: Scene,
+    of: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x0, y0, x1, y1 = few["pool"][0].box
-    wide = replace(few["pool"][0], class_name=f"{NEGATIVE}boat", box=(x0 - 20, y0 - 20, x1 + 20, y1 + 20))
-    searched = Searched(model, engine, [*few["boat"], *few["pool"], wide], scene, larger_levels=8)
-    boat, pool, mistake = sorted(
-        searched.method.templates, key=lambda t: ["boat", "pool", wide.class_name].index(t.name)
-    )
-    blur_of = {t.name: dict(level for r in t.renditions for level in r.levels) for t in (boat, pool, mistake)}
-    common = blur_of["boat"].keys() & blur_of[mistake.name].keys()
-    assert any(blur_of["boat"][step] for step in common), "though the mistake itself is as large as what is sharp"
-    assert all(blur_of["boat"][step] == blur_of[mistake.name][step] for step in common)
+    barge = replace(few["pool"][0], class_name="barge", box=(x0 - 8, y0 - 8, x1 + 8, y1 + 8))
+    wide = replace(few["pool"][0], class_name=f"{NEGATIVE}{of}", box=(x0 - 20, y0 - 20, x1 + 20, y1 + 20))
+    shown = [*few["boat"], wide] if of == "jetty" else [*few["boat"], *few["pool"], barge, wide]
+    searched = Searched(model, engine, shown, scene, larger_levels=8)
+    blurs = {t.name: dict(level for r in t.renditions for level in r.levels) for t in searched.method.templates}
+    boat, mistake = blurs["boat"], blurs[wide.class_name]
+    common = boat.keys() & mistake.keys()
+    assert any(boat[step] for step in common), "though the mistake itself is as large as what is sharp"
+    assert all(boat[step] == mistake[step] for step in common)
+    if "barge" in blurs:
+        assert any(boat[step] != blurs["barge"][step] for step in boat.keys() & blurs["barge"].keys())
     passes: list[tuple[int, float]] = []
 
     def watched(*args: Any, blur: float, **more: Any) -> Any:  # noqa: ANN401

@@ -154,7 +154,7 @@ def test_two_classes_share_levels_and_are_told_apart(
     truth = [("boat", draw(pixels, BOAT, 80.4, 90.2)), ("boat", draw(pixels, BOAT, 200, 100, 1.2))]
     truth += [("pool", draw(pixels, POOL, 90, 220, 1, 180)), ("pool", draw(pixels, POOL, 220, 220, 1, 90))]
     exemplars = [*shown["pool"], *shown["boat"]]
-    settings = {"sizes_per_level": 1, "match_detail": False}
+    settings = {"sizes_per_level": 1, "match_detail": False}  # how blurred levels are shared is told elsewhere
     searched = Searched(model, engine, exemplars, save(tmp_path / "a.tif", pixels), **settings)
     assert searched.method.classes == ["boat", "pool"]
     boat, pool = searched.method.templates

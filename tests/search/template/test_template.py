@@ -41,10 +41,10 @@ def test_what_is_unlike_does_not_change_how_what_is_sought_appears(
         x, y = shown["pool"][0].box[:2]
         other = Exemplar(name, shown["pool"][0].scene, (x, y, x + 17, y + 17))
         method = Searched(model, engine, [*shown["boat"], other], small.scene).method
-        return [(r.steps, r.appears) for t in method.templates if t.name == "boat" for r in t.renditions]
+        return [(r.levels, r.appears) for t in method.templates if t.name == "boat" for r in t.renditions]
 
     alone = Searched(model, engine, shown["boat"], small.scene).method.templates[0]
-    wanted = [(r.steps, r.appears) for r in alone.renditions]
+    wanted = [(r.levels, r.appears) for r in alone.renditions]
     assert boat_with(f"{NEGATIVE}boat") == wanted
     assert boat_with("pool") != wanted  # which is why it is said
 
