@@ -29,7 +29,7 @@ def check_shown(cfg: DictConfig) -> None:
         InputError: there is one.
     """
     for group in GROUPS:
-        source: ExemplarSource = instantiate(cfg[group], _convert_="all")
+        source: ExemplarSource = instantiate(cfg[group], setting=group, _convert_="all")
         source.check()
     if cfg.feedback.detections is not None:
         read_detections(str(cfg.feedback.detections))
@@ -51,7 +51,7 @@ def read_shown(
     """
     found: list[list[Exemplar]] = []
     for group, rows in GROUPS.items():
-        source: ExemplarSource = instantiate(cfg[group], _convert_="all")
+        source: ExemplarSource = instantiate(cfg[group], setting=group, _convert_="all")
         mine = source.load(bands, cfg.alpha, chip) if source.given else []
         if cfg.feedback.detections is not None:
             numbers = list(cfg.feedback[rows])

@@ -335,8 +335,10 @@ def test_missing_exemplars_are_told_before_anything_is_indexed(archive: Archive)
         "negatives.chips={0}/none",
         "feedback.detections={0}/none.csv",
     ):
-        with pytest.raises(InputError, match="/none"):
+        with pytest.raises(InputError, match="/none") as error:
             archive.run(scenes, shown.format(archive.folder), ask=False)
+        if "chips" in shown:
+            assert shown.split("=")[0] in str(error.value)
     assert not archive.uri.exists()
 
 

@@ -63,6 +63,7 @@ class ExemplarSource:
         class_field: see `LabelReader`.
         default_class: see `LabelReader`.
         seed: of the draw.
+        setting: under which the user gave all this: messages name it.
     """
 
     chips: str | None = None
@@ -77,6 +78,7 @@ class ExemplarSource:
     class_field: str | None = None
     default_class: str | None = None
     seed: int = 0
+    setting: str = "exemplars"
 
     @property
     def given(self) -> bool:
@@ -90,11 +92,11 @@ class ExemplarSource:
             InputError: a folder, an image or a label file is not there.
         """
         if self.chips is not None:
-            _class_folders(Path(self.chips).expanduser())
+            _class_folders(Path(self.chips).expanduser(), self.setting)
         if self.scenes is not None:
             list_scenes(self.scenes)
         if self.labels is not None:
-            assign_labels((), self.labels, "exemplars.labels")
+            assign_labels((), self.labels, f"{self.setting}.labels")
         for row in self.boxes or ():
             if isinstance(row, list | tuple) and row:  # what else is wrong with it is told when it is read
                 list_scenes(str(row[0]))
@@ -116,12 +118,14 @@ class ExemplarSource:
             missing = sorted(set(self.classes) - set(names))
             if missing:
                 raise InputError(
-                    f"exemplars.classes names {missing[0]!r}, of which there is no exemplar; there are "
+                    f"{self.setting}.classes names {missing[0]!r}, of which there is no exemplar; there are "
                     f"{', '.join(names) or 'none'}."
                 )
             found = [e for e in found if e.class_name in set(self.classes)]
         if not found:
-            raise InputError("The exemplar settings name no exemplar; check the label files and exemplars.classes.")
+            raise InputError(
+                f"{self.setting}: the settings name no exemplar; check the label files and {self.setting}.classes."
+            )
         chips = Path(self.chips).expanduser() if self.chips is not None else None
         cut = sum(e.cut for e in found if chips is None or chips not in Path(e.scene.path).parents)
         if cut:
@@ -135,7 +139,7 @@ class ExemplarSource:
             return []
         keep = 1 / (1 + 2 * chip.padding)
         found = []
-        for folder in _class_folders(Path(self.chips).expanduser()):
+        for folder in _class_folders(Path(self.chips).expanduser(), self.setting):
             for path in list_scenes(folder):
                 scene = open_scene(path, bands, alpha)
                 dx, dy = scene.width * (1 - keep) / 2, scene.height * (1 - keep) / 2
@@ -148,11 +152,11 @@ class ExemplarSource:
         scenes = open_scenes(self.scenes, bands, alpha, self.aoi, self.labels)
         labels = LabelReader(
             dict(self.aliases or {}), self.class_field, self.default_class,
-            setting="exemplars.labels", group="exemplars",
+            setting=f"{self.setting}.labels", group=self.setting,
         ).read(scenes, self.labels)  # fmt: skip
         if labels.empty:
             raise InputError(
-                f"{self.labels or self.scenes}: no label lies in the exemplar scenes; check exemplars.labels."
+                f"{self.labels or self.scenes}: no label lies in {self.setting}.scenes; check {self.setting}.labels."
             )
         by_path = {s.path: s for s in scenes}
         rng = np.random.default_rng(self.seed)
@@ -174,28 +178,26 @@ class ExemplarSource:
         for row in self.boxes or ():
             whole = isinstance(row, list | tuple) and len(row) == 6
             if not whole or not all(isinstance(v, int | float) for v in row[1:5]):
-                raise InputError(f"exemplars.boxes: {row!r} is not [scene, x_min, y_min, x_max, y_max, class].")
+                raise InputError(f"{self.setting}.boxes: {row!r} is not [scene, x_min, y_min, x_max, y_max, class].")
             path, (x0, y0, x1, y1) = str(row[0]), map(float, row[1:5])
             if path not in opened:
                 opened[path] = open_scene(list_scenes(path)[0], bands, alpha)
             scene = opened[path]
             if not (x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0 and x0 < scene.width and y0 < scene.height):
-                raise InputError(
-                    f"exemplars.boxes: {list(row)} lies outside the {scene.width} x {scene.height} scene or is empty."
-                )
+                size = f"{scene.width} x {scene.height}"
+                raise InputError(f"{self.setting}.boxes: {list(row)} lies outside the {size} scene or is empty.")
             found.append(Exemplar(str(row[5]), scene, (x0, y0, x1, y1)))
         return found
 
 
-def _class_folders(root: Path) -> list[Path]:
+def _class_folders(root: Path, setting: str) -> list[Path]:
     """One folder of chips per class."""
+    wanted = f"{setting}.chips wants one with a sub-folder of images per class."
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder; exemplars.chips wants one with a sub-folder of images per class.")
+        raise InputError(f"{root}: no such folder; {wanted}")
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     if not folders:
-        raise InputError(
-            f"{root}: no sub-folder in it; exemplars.chips wants one with a sub-folder of images per class."
-        )
+        raise InputError(f"{root}: no sub-folder in it; {wanted}")
     return folders
 
 

@@ -276,7 +276,12 @@ def test_a_row_that_is_no_box(scene: str, row: list[Any] | str | int) -> None:
         ({"scenes": "{0}/bare.tif"}, ["exemplars.labels"]),
         ({"scenes": "{0}/town.tif", "classes": ["kite"]}, ["kite", "boat, car"]),
         ({"boxes": [["{0}/none.tif", 0, 0, 5, 5, "boat"]]}, ["none.tif"]),
-        ({"boxes": []}, ["exemplar"]),
+        ({"boxes": []}, ["exemplars.classes"]),
+        ({"setting": "negatives", "boxes": []}, ["negatives.classes"]),
+        ({"setting": "negatives", "chips": "{0}/none"}, ["none", "negatives.chips"]),
+        ({"setting": "negatives", "scenes": "{0}/bare.tif"}, ["negatives.labels"]),
+        ({"setting": "negatives", "scenes": "{0}/town.tif", "classes": ["kite"]}, ["negatives.classes", "kite"]),
+        ({"setting": "negatives", "boxes": [["{0}/town.tif", 0, 0, 5, "boat"]]}, ["negatives.boxes"]),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(
