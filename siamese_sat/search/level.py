@@ -28,7 +28,7 @@ FILTER = 8
 # 0.3 of a pixel's own width: from the spectra of six sets of images, 0.3 to 1.
 SOFTNESS = 0.7
 # A blur of fewer level pixels changes nothing that the network sees.
-LEAST_BLUR = 0.5
+LEAST_BLUR = 0.6
 # Standard deviations at which a Gaussian ends.
 ENDS = 3
 

@@ -7,7 +7,7 @@ import pytest
 
 from siamese_sat.search import ladder as module
 from siamese_sat.search.ladder import Rung, grained
-from siamese_sat.search.level import SOFTNESS
+from siamese_sat.search.level import LEAST_BLUR, SOFTNESS
 
 
 def ladder(*args: Any, **options: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401
@@ -182,10 +182,10 @@ def test_levels_of_larger_things_are_blurred_to_the_detail_of_the_median_exempla
             # As soft as the level of the exemplars, less what this one is already.
             assert rung.blur == pytest.approx(SOFTNESS * math.sqrt((128 / near) ** 2 - max(128 / rung.step, 1) ** 2))
         else:
-            assert SOFTNESS**2 * ((128 / near) ** 2 - max(128 / rung.step, 1) ** 2) < 0.25
+            assert SOFTNESS**2 * ((128 / near) ** 2 - max(128 / rung.step, 1) ** 2) < LEAST_BLUR**2
     blurs = [r.blur for r in found]
     assert blurs == sorted(blurs), "the larger the more"
-    assert blurs[-1] >= 0.5
+    assert blurs[-1] >= LEAST_BLUR
 
 
 def test_where_exemplars_show_all_detail_nothing_is_blurred() -> None:
