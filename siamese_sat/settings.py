@@ -44,7 +44,7 @@ REAL = {  # setting: least and greatest value
     "data.augment.offset": (0, 10),
     "data.augment.noise": (0, 10),
 }
-CHOICES = {
+CHOICES: dict[str, tuple[str | bool, ...]] = {
     "data.alpha": ("auto", "mask", "data"),
     "data.split": ("chip", "scene"),
     "callbacks.finetune.batchnorm": ("auto", "trained", "frozen"),
@@ -109,7 +109,7 @@ NOT_NULL = (
     "search.method.", "search.expansion.", "search.nms_iou", "search.min_valid", "search.batch_size", "engine.cpus",
     "engine.gpus", "engine.split_mpx",
 )  # fmt: skip
-SEARCH_CHOICES = {
+SEARCH_CHOICES: dict[str, tuple[str | bool, ...]] = {
     "engine.name": ("local", "ray"),
     "mode": ("search", "index", "info", "remove", "export", "import"),
     "indexing.vectors": ("features", "embedding"),
@@ -118,6 +118,7 @@ SEARCH_CHOICES = {
     "radiometry": ("model", "per_scene"),
     "search.runtime": ("auto", "eager", "cudagraph", "compile", "openvino"),
     "search.method.stage": ("layer1", "layer2", "layer3"),
+    "search.method.match_detail": (True, False),
     "output.csv": ("default", "challenge"),
 }
 
@@ -200,7 +201,7 @@ def _check(
     cfg: DictConfig,
     whole: Mapping[str, int],
     real: Mapping[str, tuple[float, float]],
-    choices: Mapping[str, tuple[str, ...]],
+    choices: Mapping[str, tuple[str | bool, ...]],
 ) -> None:
     for name, least in whole.items():
         value = OmegaConf.select(cfg, name)
@@ -213,7 +214,8 @@ def _check(
     for name, known in choices.items():
         value = OmegaConf.select(cfg, name)
         if value is not None and value not in known:
-            raise InputError(f"{name}={value!r} is none of {', '.join(known)}.")
+            named = [str(one).lower() if isinstance(one, bool) else one for one in known]
+            raise InputError(f"{name}={value!r} is none of {', '.join(named)}.")
 
 
 def _check_bands(name: str, bands: Any) -> None:  # noqa: ANN401 - a setting may be anything

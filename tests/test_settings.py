@@ -33,6 +33,7 @@ def settings(*overrides: str) -> DictConfig:
         "search.threshold=per_class", "exemplars.per_class=-1", "mode=info", "mode=foo", "query.candidates=0",
         "query.least=2", "search.expansion.rounds=-1", "search.expansion.hits=0", "search.expansion.least=2",
         "search.method.max_zoom=0", "search.expansion.hits=null", "search.method.contrast=abc", "search.nms_iou=null",
+        "search.method.match_detail=maybe",
         "search.method.deep_weight=null", "output.ranking=0", "indexing.vectors=both", "indexing.shrinkage=-1",
     ],
 )  # fmt: skip

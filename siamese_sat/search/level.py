@@ -24,8 +24,8 @@ from siamese_sat.data.scene import SceneReader
 UNIT = 128
 # Level pixels that the resampling filter may reach beyond what it makes; half a scene pixel where that is more.
 FILTER = 8
-# Standard deviation, scene pixels, of what a point of the ground becomes. Optics, resampling and compression add to the
-# 0.3 of a pixel's own width: from the spectra of six sets of images, 0.3 to 1.
+# Standard deviation, scene pixels, of what a point of the ground becomes: optics, resampling and compression add to the
+# 1 / sqrt(12) of a pixel's own width.
 SOFTNESS = 0.7
 # A blur of fewer level pixels changes nothing that the network sees.
 LEAST_BLUR = 0.6

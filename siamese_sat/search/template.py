@@ -71,8 +71,8 @@ class TemplateSearch:
         max_levels: smaller than it, at most; twice as many that are larger, which take little time.
         larger_levels: larger than it, at least, as far as ``max_levels`` allows: few exemplars seldom show the largest.
         match_detail: whether levels above that of the median exemplar are blurred until they show no more detail than
-            it, see `grained`; of exemplars below 45 px only, larger ones show all there is. Classes whose levels are
-            not the same share fewer passes then.
+            it, see `grained`; of exemplars below some 45 px only, larger ones show all there is. Classes whose levels
+            are not the same share fewer passes then.
         max_zoom: ``object_size`` per scene pixel of the smallest things sought, at most, unless the median exemplar
             itself is smaller; None: no limit.
         size_spread: natural logarithm of the ratio of sizes at which a resemblance counts for 0.6 of itself.
