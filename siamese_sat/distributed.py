@@ -32,6 +32,16 @@ def ranks() -> tuple[int, int]:
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
+def leave_group() -> None:
+    """Leaves the group of a training's processes, where there is one; nothing can be exchanged after it.
+
+    A process that ends while gloo's threads still let go of tensors is aborted by them, as they need the interpreter
+    (pytorch/pytorch#179291), and Lightning, which leaves only NCCL's groups, then ends the other processes too.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def end_together(error: Exception, processes: Sequence[subprocess.Popen[bytes]]) -> Exception:
     """Ends the processes that this one started for its training, which has failed here: they would wait for it.
 

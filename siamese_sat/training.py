@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from siamese_sat.completion import complete_checkpoint
 from siamese_sat.data.datamodule import ChipDataModule
 from siamese_sat.device import training_precision
-from siamese_sat.distributed import end_together, is_first
+from siamese_sat.distributed import end_together, is_first, leave_group
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import read_checkpoint
 from siamese_sat.model.embedder import Embedder
@@ -107,6 +107,7 @@ def train(cfg: DictConfig) -> TrainingResult:
         raise InputError(f"{error} Check callbacks, logger and trainer.") from error
     except Exception as error:
         raise end_together(error, getattr(trainer.strategy.launcher, "procs", [])) from error
+    leave_group()
     return _finish(cfg, trainer, data, folder)
 
 

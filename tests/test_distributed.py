@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -25,7 +26,7 @@ from siamese_sat import apart
 from siamese_sat.completion import embed_chips
 from siamese_sat.data import datamodule
 from siamese_sat.data.datamodule import ChipDataModule
-from siamese_sat.distributed import end_together, is_first, ranks
+from siamese_sat.distributed import end_together, is_first, leave_group, ranks
 from siamese_sat.errors import InputError
 from siamese_sat.model.checkpoint import load_model
 from siamese_sat.model.metrics import retrieval
@@ -38,6 +39,10 @@ BATCH, STEPS = 12, 1
 
 class FrozenStatistics(MetricLearner):
     """Normalises by what it has: by its own batch each of two processes would differ from one with both."""
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        atexit.register(leave_group)  # a process that Lightning spawned ends by itself
 
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         for part in self.modules():
@@ -193,6 +198,15 @@ def test_a_training_of_two_processes_leaves_one_folder(scenes: Path, tmp_path: P
     expected = {**retrieval(embeddings, chips.labels), "mean_cosine": float(mean_cosine(embeddings))}
     for name, value in expected.items():
         assert log[f"val/{name}"].dropna().iloc[-1] == pytest.approx(value, abs=1e-4), name
+
+
+def test_a_process_leaves_its_group(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.all_reduce(torch.ones(3))
+    leave_group()
+    assert not torch.distributed.is_initialized()
+    leave_group()
+    assert ranks() == (0, 1)
 
 
 @pytest.mark.slow
