@@ -40,6 +40,7 @@ class FeatureTile:
             a tile in which nothing resembles what is sought needs it not. None where no deep stage was asked for.
         origin: row and column, in ``deep``, of the place on which the first cell of ``features`` is centred.
         valid: ``[rows, columns]`` which cells lie on valid pixels.
+        around: the same with the margin.
         x_first: cell of the level's first column here, without margin.
         y_first: likewise for rows.
     """
@@ -48,6 +49,7 @@ class FeatureTile:
     deep: Callable[[], Tensor] | None
     origin: tuple[float, float]
     valid: npt.NDArray[np.bool_]
+    around: npt.NDArray[np.bool_]
     x_first: int
     y_first: int
 
@@ -154,7 +156,8 @@ def feature_tiles(
         height, width = row.last - row.first + 2 * margin, column.last - column.first + 2 * margin
         shallow = found[0, :, y : y + height, x : x + width]
         further = functools.partial(_deep_of, engine, found, stage, deep) if deep else None
-        yield FeatureTile(shallow, further, (y / phase, x / phase), cells, column.first, row.first)
+        near = share_of[y : y + height, x : x + width].numpy() >= min_valid - 1e-3
+        yield FeatureTile(shallow, further, (y / phase, x / phase), cells, near, column.first, row.first)
 
 
 @torch.inference_mode()

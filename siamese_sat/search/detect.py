@@ -12,6 +12,7 @@ import pandas as pd
 
 from siamese_sat.errors import InputError
 from siamese_sat.search.overlap import kept
+from siamese_sat.search.scenery import Scenery
 from siamese_sat.search.voting import vote
 
 COLUMNS = ["x_min", "y_min", "x_max", "y_max", "class_name", "filename", "score"]
@@ -28,6 +29,8 @@ class Candidates:
         classes: ``[n]`` number of the class.
         scores: ``[n]`` calibrated, 0..1.
         looks: ``[n, d]`` what each looks like, see `siamese_sat.search.rerank`; None where the method does not say.
+        surroundings: ``[n, D]`` what lies round each, see `siamese_sat.search.scenery`; None likewise.
+        scenery: of the part of the scene that they were found in, until all parts have told, see `told`.
     """
 
     boxes: npt.NDArray[np.float64]
@@ -35,27 +38,51 @@ class Candidates:
     classes: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
     looks: npt.NDArray[np.int8] | None = None
+    surroundings: npt.NDArray[np.int8] | None = None
+    scenery: Scenery | None = None
 
     def at(self, some: npt.NDArray[Any]) -> Candidates:
-        """Some of them, by a mask or by their numbers."""
-        looks = self.looks[some] if self.looks is not None else None
-        return Candidates(self.boxes[some], self.regions[some], self.classes[some], self.scores[some], looks)
+        """Some of them, by a mask or by their numbers, without the scenery."""
+        looks, surroundings = (one[some] if one is not None else None for one in (self.looks, self.surroundings))
+        return Candidates(
+            self.boxes[some], self.regions[some], self.classes[some], self.scores[some], looks, surroundings
+        )
+
+    @property
+    def told(self) -> Candidates:
+        """The same, each told by the scenery what lies round it."""
+        if self.scenery is None:
+            return self
+        middle = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        return replace(self, surroundings=self.scenery.round(middle, self.classes), scenery=None)
+
+    @property
+    def blind(self) -> Candidates:
+        """The same, of which it is not known what they and their surroundings look like."""
+        return replace(self, looks=None, surroundings=None)
 
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
         """All parts as one; none gives an empty one."""
         if not parts:
             return cls(np.empty((0, 4)), np.empty((0, 4)), np.empty(0, np.int64), np.empty(0))
-        looks = [p.looks for p in parts if p.looks is not None]
-        # Parts without a candidate have no looks either.
-        known = bool(looks) and sum(map(len, looks)) == sum(len(p.scores) for p in parts)
+        scenery = [p.scenery for p in parts if p.scenery is not None]
         return cls(
             np.concatenate([p.boxes for p in parts]),
             np.concatenate([p.regions for p in parts]),
             np.concatenate([p.classes for p in parts]),
             np.concatenate([p.scores for p in parts]),
-            np.concatenate(looks) if known else None,
+            _of_all([p.looks for p in parts], parts),
+            _of_all([p.surroundings for p in parts], parts),
+            Scenery.join(scenery) if scenery else None,
         )
+
+
+def _of_all(told: Sequence[npt.NDArray[np.int8] | None], parts: Sequence[Candidates]) -> npt.NDArray[np.int8] | None:
+    """What is known of the candidates of all parts; parts without one need not say anything."""
+    known = [one for one in told if one is not None]
+    whole = bool(known) and sum(map(len, known)) == sum(len(p.scores) for p in parts)
+    return np.concatenate(known) if whole else None
 
 
 def check_threshold(threshold: Threshold, classes: Sequence[str]) -> dict[str, float]:

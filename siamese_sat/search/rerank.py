@@ -1,10 +1,11 @@
 """Re-ranking: what a search has found, taken together, says better than a few exemplars what is sought, and how surely.
 
 Things resemble each other more than what is mistaken for them does, and stand as things of their kind do: alone or in
-rows. So the scores of all candidates of a class are regressed on what each looks like, how large it is and what was
-found round it, and each candidate's score is moved towards what the regression makes of it, from the others alone:
-kernel ridge regression (Saunders et al. 1998, "Ridge Regression Learning Algorithm in Dual Variables") by its own
-predictions, as in self-training, with the leave-one-out residuals in closed form (Allen 1974, PRESS).
+rows, on water or in a yard. So the scores of all candidates of a class are regressed on what each looks like, how large
+it is, what was found round it and what the place looks like at large (`siamese_sat.search.scenery`), and each
+candidate's score is moved towards what the regression makes of it, from the others alone: kernel ridge regression
+(Saunders et al. 1998, "Ridge Regression Learning Algorithm in Dual Variables") by its own predictions, as in
+self-training, with the leave-one-out residuals in closed form (Allen 1974, PRESS).
 
 How many of them are right depends on how common such things are where it was searched, and on whether there are any:
 what is mistaken for one where there is room for it grows with the archive, as they do, and where they are absent none
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,9 +54,12 @@ STEEPNESS = 1.5
 # Candidates that the regression is made from: half of them the best, the others evenly from the rest of the ranking.
 MOST = 400
 # Of the regression, the resemblance of two that look the same being 1.
-RIDGE = 10.0
-# What size and surroundings count beside looks.
-STANDING = 0.1
+RIDGE = 15.0
+# What size and what was found round a candidate count beside looks,
+STANDING = 0.3
+# and what lies round it, of many; of few it would say no more than where they were found.
+SURROUNDINGS = 1.5
+MANY = 3000
 # Radii within which others are counted, and the best of them is sought, as multiples of the candidate's own size.
 AROUND = (4.0, 12.0)
 BESIDE = 8.0
@@ -108,7 +113,7 @@ class Gathered:
             self._seen[name], self._unseen[name] = found.at(np.empty(0, np.int64)), [found]
             return
         likely = found.scores >= FLOOR
-        self._seen[name], self._unseen[name] = found.at(likely), [replace(found.at(~likely), looks=None)]
+        self._seen[name], self._unseen[name] = found.at(likely), [found.at(~likely).blind]
         counts = np.bincount(found.classes[likely], minlength=len(self._held))
         counts[: len(self._held)] += self._held
         self._held = counts
@@ -140,7 +145,7 @@ class Gathered:
         for name, found in self._seen.items():
             keep = found.scores >= cut[found.classes]
             if not keep.all():
-                self._unseen[name].append(replace(found.at(~keep), looks=None))
+                self._unseen[name].append(found.at(~keep).blind)
                 self._seen[name] = found.at(keep)
         kept = np.concatenate([found.classes for found in self._seen.values()])
         self._held = np.bincount(kept, minlength=len(self._held))
@@ -168,7 +173,7 @@ def rerank(
     for number in np.unique(seen.classes):
         mine, theirs = seen.classes == number, np.flatnonzero(unseen.classes == number)
         part = float(mine.sum() / (mine.sum() + FADE))
-        moved = _moved(seen.scores[mine], seen.looks[mine], seen.boxes[mine], scenes[mine], weight * part)
+        moved = _moved(seen.at(mine), scenes[mine], weight * part)
         wrong = int((moved < 0).sum() + (unseen.scores[theirs] >= FLOOR).sum())
         least = _asked(wrong, int((moved > SURE_LOGIT).sum()), ROOM if room is None else room[number])
         asked = part * least + (1 - part) * MIDDLE
@@ -206,13 +211,15 @@ def _probability(logit: FloatArray) -> FloatArray:
     return found
 
 
-def _moved(
-    scores: FloatArray, looks: Looks, boxes: FloatArray, scenes: npt.NDArray[np.int64], weight: float
-) -> FloatArray:
+def _moved(found: Candidates, scenes: npt.NDArray[np.int64], weight: float) -> FloatArray:
     """Logits ``[n]`` of one class's scores, each plus ``weight`` times what the others make of it."""
-    logit = _logit(scores)
-    standing = _standing(scores, boxes, scenes)
-    features = np.concatenate([_unit(looks), np.sqrt(STANDING) * standing], axis=1, dtype=np.float32)
+    assert found.looks is not None
+    logit = _logit(found.scores)
+    parts = [_unit(found.looks), np.sqrt(STANDING) * _standing(found.scores, found.boxes, scenes)]
+    if found.surroundings is not None:
+        counts = SURROUNDINGS * len(logit) / (len(logit) + MANY)
+        parts.append(np.sqrt(counts) * _distinct(found.surroundings))
+    features = np.concatenate(parts, axis=1, dtype=np.float32)
     order = np.argsort(-logit, kind="stable")
     rest = order[MOST // 2 :]
     spread = rest[np.unique(np.linspace(0, len(rest) - 1, MOST // 2).round().astype(int))] if len(rest) else rest
@@ -225,8 +232,8 @@ def _moved(
     says = (features @ (own.T @ dual).astype(np.float32)).astype(np.float64)
     # A candidate must not be its own witness.
     says[chosen] = logit[chosen] - mean - dual / inverse.diagonal()
-    found: FloatArray = logit + weight * says
-    return found
+    moved: FloatArray = logit + weight * says
+    return moved
 
 
 def _standing(scores: FloatArray, boxes: FloatArray, scenes: npt.NDArray[np.int64]) -> FloatArray:
@@ -250,7 +257,14 @@ def _standing(scores: FloatArray, boxes: FloatArray, scenes: npt.NDArray[np.int6
     return found
 
 
-def _unit(looks: Looks) -> npt.NDArray[np.float32]:
-    numbers = looks.astype(np.float32)
+def _unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    numbers = vectors.astype(np.float32)
     found: npt.NDArray[np.float32] = numbers / np.maximum(np.linalg.norm(numbers, axis=1, keepdims=True), 1e-6)
     return found
+
+
+def _distinct(surroundings: Looks) -> npt.NDArray[np.float32]:
+    """Of unit length, less what all have in common; zeros where nothing is known."""
+    known = surroundings.any(axis=1, keepdims=True)
+    mean = surroundings.mean(axis=0, where=known) if known.any() else 0.0
+    return _unit((surroundings - mean) * known)

@@ -72,8 +72,7 @@ class Search:
     def __call__(self, item: SceneItem) -> Candidates:
         """A whole scene's places, suppressed; or those of a part, which only all parts together can be."""
         if item.part[1] == 1:
-            found = Candidates.join(list(self.method.candidates(item.scene, self.asked)))
-            return self.settle(found)
+            return self.settle(Candidates.join(list(self.method.candidates(item.scene, self.asked))))
         assert isinstance(self.method, Divisible)
         return Candidates.join(list(self.method.some(item.scene, self.asked, item.part)))
 
@@ -82,7 +81,7 @@ class Search:
         if len(parts) == 1:
             return parts[0]
         assert isinstance(self.method, Divisible)
-        return self.settle(self.method.whole(Candidates.join(parts), self.asked))
+        return self.settle(self.method.whole(Candidates.join(parts).told, self.asked))
 
     @property
     def asked(self) -> dict[str, float]:
@@ -103,7 +102,7 @@ class Search:
 
     def settle(self, found: Candidates) -> Candidates:
         """A scene's places, suppressed, put right, and those that are kept until all scenes are searched."""
-        return self._reaching(suppress(found, self.nms_iou, vote_iou_of(self.method)), self.kept)
+        return self._reaching(suppress(found.told, self.nms_iou, vote_iou_of(self.method)), self.kept)
 
     def reported(self, found: Candidates) -> Candidates:
         """Of a scene's places those that reach their class's threshold, by the scores that they have in the end."""

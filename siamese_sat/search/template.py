@@ -8,6 +8,7 @@ the mean of these cosines.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import looks
+from siamese_sat.search.scenery import Level, Scenery, sample
 from siamese_sat.search.sought import sought
 from siamese_sat.search.template_settings import check_template_settings, check_width
 from siamese_sat.search.whiten import Whitening, whiten
@@ -268,8 +270,11 @@ class TemplateSearch:
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; of every level the same part of its tiles."""
         radiometry = self.radiometry_of(scene)
-        levels = {(s, b) for t in self.templates for r in t.renditions for s, b in r.levels if _fits(r, s, scene)}
-        for step, blur in sorted(levels):
+        levels = [
+            sorted({(s, b) for r in t.renditions for s, b in r.levels if _fits(r, s, scene)}) for t in self.templates
+        ]
+        coarsest = {number: some[-1] for number, some in enumerate(levels) if some} if self.rerank > 0 else {}
+        for step, blur in sorted(set(itertools.chain(*levels))):
             for tile in feature_tiles(
                 self.engine,
                 scene,
@@ -285,7 +290,30 @@ class TemplateSearch:
                 blur=blur,
             ):
                 maps = self.whitening(tile.features, tile.deep, tile.origin)
+                if (step, blur) in coarsest.values():
+                    yield self._seen_at_large(scene, (step, blur), tile, maps, coarsest)
                 yield from self.match(scene, step, tile, maps, thresholds, blur)
+
+    def _seen_at_large(
+        self, scene: Scene, level: Level, tile: FeatureTile, maps: Maps, coarsest: Mapping[int, Level]
+    ) -> Candidates:
+        """No candidate, but what those of the classes whose coarsest level this is lie in."""
+        phase = self._phase
+        cells, valid = maps.cells, tile.around
+        if maps.deep is not None:
+            valid = valid[::phase, ::phase]
+            y, x = (round(start) for start in maps.origin)
+            cells = maps.deep[:, y : y + valid.shape[0], x : x + valid.shape[1]]
+        found = sample(
+            cells,
+            valid,
+            self.margin // phase,
+            (tile.y_first // phase, tile.x_first // phase),
+            STRIDES[self.stage] * phase,
+            level[0] / UNIT,
+            (scene.aoi[0], scene.aoi[1]),
+        )
+        return replace(Candidates.join([]), scenery=Scenery(coarsest, {} if found is None else {level: found}))
 
     def match(
         self,

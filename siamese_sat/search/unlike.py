@@ -123,7 +123,7 @@ class Unlike:
 
     def candidates(self, scene: Scene, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         """See `SearchMethod`."""
-        yield self.whole(Candidates.join(list(self.some(scene, thresholds, (0, 1)))), thresholds)
+        yield self.whole(Candidates.join(list(self.some(scene, thresholds, (0, 1)))).told, thresholds)
 
     def some(self, scene: Scene, thresholds: Mapping[str, float], part: Part) -> Iterator[Candidates]:
         """See `Divisible`; the negatives' places are among them."""

@@ -251,7 +251,7 @@ def test_no_candidate_is_its_own_witness() -> None:
     """What is said of each is what a regression of all others predicts."""
     found, _, scenes = things(5, 30)
     assert found.looks is not None
-    moved = module._moved(found.scores, found.looks, found.boxes, scenes, 1.0)
+    moved = module._moved(found, scenes, 1.0)
     logit = np.log(found.scores / (1 - found.scores))
     standing = module._standing(found.scores, found.boxes, scenes)
     features = np.concatenate([module._unit(found.looks), np.sqrt(STANDING) * standing], axis=1)
@@ -281,9 +281,10 @@ def test_what_stands_as_the_sure_ones_do_rises() -> None:
     boxes = np.concatenate([corner, corner + SIDE], axis=1)
     scores = np.concatenate([[0.5], np.full(11, 0.9), [0.5], np.full(11, 0.2)])
     same = np.full((24, 16), 64, np.int8)
-    again = rerank(Candidates(boxes, boxes, np.zeros(24, np.int64), scores, same), np.zeros(24, np.int64), 2.0)
+    found = Candidates(boxes, boxes, np.zeros(24, np.int64), scores, same)
+    again = rerank(found, np.zeros(24, np.int64), 2.0)
     assert again.scores[0] > again.scores[12]
-    moved = module._moved(scores, same, boxes, np.zeros(24, np.int64), 2.0)
+    moved = module._moved(found, np.zeros(24, np.int64), 2.0)
     assert moved[0] > moved[12]
     # In another scene nothing stands beside it.
     apart = module._standing(scores, boxes, np.arange(24))

@@ -216,9 +216,10 @@ class CellSearch:
 
     def _matched(self, part: _Part, cells: Tensor, thresholds: Mapping[str, float]) -> Iterator[Candidates]:
         margin = self.method.margin
-        valid = part.asked & cells[:, margin:-margin, margin:-margin].ne(0).any(0).cpu().numpy()
+        known = cells.ne(0).any(0).cpu().numpy()
+        valid = part.asked & known[margin:-margin, margin:-margin]
         if valid.any():
-            tile = FeatureTile(cells, None, (0.0, 0.0), valid, int(part.low[0]), int(part.low[1]))
+            tile = FeatureTile(cells, None, (0.0, 0.0), valid, known, int(part.low[0]), int(part.low[1]))
             yield from self.method.match(part.scene, self._step(part.scale), tile, Maps(cells, None), thresholds)
 
     @property

@@ -1,0 +1,153 @@
+"""What lies round places, seen from afar: tanks stand in farms of tanks, and what looks like one in a town is none.
+
+The coarsest level in which a class is sought shows each place with several times its own extent around it. Of that
+level, in the deepest stage that there is, the mean cell round every few cells is kept, and each candidate is told the
+nearest: see `siamese_sat.search.rerank`, which uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.int8]
+Cells = npt.NDArray[np.int64]
+# Scene pixels that become 128 level pixels, and the level's blur.
+Level = tuple[int, float]
+
+# Level pixels between samples along a side.
+APART = 32
+# Of a cell, the first whitened dimensions.
+DIMENSIONS = 64
+# Length of a sample, in steps of its numbers.
+STEPS = 127
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Of one level of a scene.
+
+    Attributes:
+        first: ``[2]`` x and y, in scene pixels, of sample (0, 0).
+        apart: scene pixels between samples.
+        places: ``[m, 2]`` row and column of each.
+        vectors: ``[m, D]`` of length `STEPS`, but for rounding; ``D`` up to `DIMENSIONS`.
+    """
+
+    first: tuple[float, float]
+    apart: float
+    places: Cells
+    vectors: Vectors
+
+    def nearest(self, points: FloatArray) -> Vectors:
+        """Vectors ``[n, D]`` of the samples nearest to points (x, y), in scene pixels; zeros where none is known."""
+        height, width = self.places.max(axis=0) + 1
+        number = np.full((height, width), len(self.places))
+        number[tuple(self.places.T)] = np.arange(len(self.places))
+        x, y = np.floor((points - self.first) / self.apart + 0.5).astype(np.int64).T
+        known: Vectors = np.concatenate([self.vectors, np.zeros((1, self.vectors.shape[1]), np.int8)])
+        found: Vectors = known[number[y.clip(0, height - 1), x.clip(0, width - 1)]]
+        return found
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """What the parts of a scene look like at large.
+
+    Attributes:
+        of: class number -> the level that tells of it.
+        samples: by level.
+    """
+
+    of: Mapping[int, Level]
+    samples: Mapping[Level, Samples]
+
+    @classmethod
+    def join(cls, parts: Sequence[Scenery]) -> Scenery:
+        """All parts of a scene as one."""
+        of: dict[int, Level] = {}
+        by_level: dict[Level, list[Samples]] = {}
+        for part in parts:
+            of.update(part.of)
+            for level, samples in part.samples.items():
+                by_level.setdefault(level, []).append(samples)
+        return cls(of, {level: _joined(some) for level, some in by_level.items()})
+
+    def round(self, points: FloatArray, classes: Cells) -> Vectors | None:
+        """What lies round places.
+
+        Args:
+            points: ``[n, 2]`` x and y in scene pixels.
+            classes: ``[n]`` number of each one's class.
+
+        Returns:
+            ``[n, D]``, zeros where nothing is known; None where nothing is known of any.
+        """
+        if not self.samples:
+            return None
+        found = np.zeros((len(points), max(s.vectors.shape[1] for s in self.samples.values())), np.int8)
+        for number in np.unique(classes):
+            samples = self.samples.get(self.of[int(number)])
+            if samples is not None:
+                mine = classes == number
+                found[mine] = samples.nearest(points[mine])
+        return found
+
+
+def sample(
+    cells: Tensor,
+    valid: npt.NDArray[np.bool_],
+    margin: int,
+    first: tuple[int, int],
+    stride: int,
+    scale: float,
+    corner: tuple[float, float],
+) -> Samples | None:
+    """Samples of one tile: which tiles a scene is cut into changes none.
+
+    Args:
+        cells: ``[D, rows + 2 * margin, columns + 2 * margin]`` whitened.
+        valid: the same rows and columns, which cells lie on valid pixels; others do not count.
+        margin: cells on either side of the tile, and on either side of a sample over which its mean is taken.
+        first: row and column, in the level, of the tile's first cell.
+        stride: level pixels of a cell.
+        scale: scene pixels of a level pixel.
+        corner: x and y, in scene pixels, where the level begins.
+
+    Returns:
+        None where no sample falls on the tile, or none of them sees a valid cell.
+    """
+    apart = max(1, APART // stride)
+    off = [-start % apart for start in first]
+    counts = torch.from_numpy(valid).to(cells.device, torch.float32)
+    some = torch.cat([cells[:DIMENSIONS].float() * counts, counts[None]])[:, off[0] :, off[1] :]
+    side = 2 * margin + 1
+    if min(some.shape[1:]) < side:
+        return None
+    means = F.avg_pool2d(some[None], side, stride=apart)[0]
+    rows, columns = (np.arange(n) + -(-start // apart) for n, start in zip(means.shape[1:], first, strict=True))
+    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    # Of what is partly valid the length says nothing.
+    vectors = (F.normalize(means[:-1], dim=0) * STEPS).round().flatten(1).T.cpu().numpy().astype(np.int8)
+    known = means[-1].flatten().cpu().numpy() > 0
+    if not known.any():
+        return None
+    # A cell is centred on a pixel's middle, hence the half.
+    x, y = (edge + 0.5 * scale for edge in corner)
+    return Samples((x, y), apart * stride * scale, places[known], vectors[known])
+
+
+def _joined(parts: Sequence[Samples]) -> Samples:
+    return Samples(
+        parts[0].first,
+        parts[0].apart,
+        np.concatenate([p.places for p in parts]),
+        np.concatenate([p.vectors for p in parts]),
+    )
