@@ -483,3 +483,56 @@ def test_candidates_joined_keep_their_looks_where_all_have_some() -> None:
     np.testing.assert_array_equal(joined.looks, found.looks)
     blind = Candidates(second.boxes, second.regions, second.classes, second.scores)
     assert Candidates.join([first, blind]).looks is None
+
+
+def placed(count: int, told: bool = True) -> tuple[Candidates, npt.NDArray[np.bool_]]:
+    """Half of them stand in one kind of place, the others in another, and all look the same; which are true."""
+    rng = np.random.default_rng(0)
+    true = np.arange(count) % 2 == 0
+    kinds = rng.normal(size=(2, 64))
+    around = kinds[true.astype(int)] + 0.5 * rng.normal(size=(count, 64))
+    around *= 127 / np.linalg.norm(around, axis=1, keepdims=True)
+    scores = 1 / (1 + np.exp(-(true + rng.normal(0, 1, count))))
+    corner = rng.uniform(0, 1e6, (count, 2))
+    boxes = np.concatenate([corner, corner + SIDE], axis=1)
+    same = np.full((count, 16), 64, np.int8)
+    surroundings = around.round().astype(np.int8) if told else np.zeros((count, 64), np.int8)
+    return Candidates(boxes, boxes, np.zeros(count, np.int64), scores, same, surroundings), true
+
+
+def test_what_stands_where_the_others_do_rises() -> None:
+    found, true = placed(3000)
+    scenes = np.zeros(3000, np.int64)
+    before = average_precision_score(true, found.scores)
+    unknown = average_precision_score(true, rerank(replace(found, surroundings=None), scenes, 2.0).scores)
+    assert unknown == pytest.approx(before, abs=0.02)
+    assert average_precision_score(true, rerank(found, scenes, 2.0).scores) > before + 0.1
+
+
+def test_surroundings_say_less_of_few() -> None:
+    def gain(count: int) -> float:
+        found, true = placed(count)
+        logit, scenes = np.log(found.scores / (1 - found.scores)), np.zeros(count, np.int64)
+        moved = module._moved(found, scenes, 1.0) - logit
+        return float(moved[true].mean() - moved[~true].mean())
+
+    assert 0 < gain(60) < gain(600) < gain(6000)
+    assert gain(60) < 0.2 * gain(6000)
+
+
+def test_surroundings_that_are_not_known_or_all_the_same_say_nothing() -> None:
+    found, _ = placed(300, told=False)
+    scenes = np.zeros(300, np.int64)
+    expected = rerank(replace(found, surroundings=None), scenes, 2.0).scores
+    np.testing.assert_allclose(rerank(found, scenes, 2.0).scores, expected, atol=1e-6)
+    alike = replace(found, surroundings=np.full((300, 64), 15, np.int8))
+    np.testing.assert_allclose(rerank(alike, scenes, 2.0).scores, expected, atol=1e-6)
+
+
+def test_surroundings_are_kept_of_scenes_that_are_done(tmp_path: Path) -> None:
+    found, _ = placed(20)
+    parts = Parts(tmp_path, "0" * 64)
+    parts.keep("a.tif", found)
+    taken = parts.taken(["a.tif"])["a.tif"]
+    np.testing.assert_array_equal(taken.surroundings, found.surroundings)
+    assert taken.scenery is None
