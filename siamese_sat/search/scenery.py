@@ -8,7 +8,7 @@ nearest: see `siamese_sat.search.rerank`, which uses it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -63,24 +63,26 @@ class Scenery:
 
     Attributes:
         of: class number -> the level that tells of it.
+        dimensions: of a sample's vector.
         samples: by level.
     """
 
     of: Mapping[int, Level]
-    samples: Mapping[Level, Samples]
+    dimensions: int
+    samples: Mapping[Level, Samples] = field(default_factory=dict)
 
     @classmethod
     def join(cls, parts: Sequence[Scenery]) -> Scenery:
-        """All parts of a scene as one."""
+        """All parts of a scene as one; there must be one."""
         of: dict[int, Level] = {}
         by_level: dict[Level, list[Samples]] = {}
         for part in parts:
             of.update(part.of)
             for level, samples in part.samples.items():
                 by_level.setdefault(level, []).append(samples)
-        return cls(of, {level: _joined(some) for level, some in by_level.items()})
+        return cls(of, parts[0].dimensions, {level: _joined(some) for level, some in by_level.items()})
 
-    def round(self, points: FloatArray, classes: Cells) -> Vectors | None:
+    def round(self, points: FloatArray, classes: Cells) -> Vectors:
         """What lies round places.
 
         Args:
@@ -88,11 +90,9 @@ class Scenery:
             classes: ``[n]`` number of each one's class.
 
         Returns:
-            ``[n, D]``, zeros where nothing is known; None where nothing is known of any.
+            ``[n, D]``, zeros where nothing is known.
         """
-        if not self.samples:
-            return None
-        found = np.zeros((len(points), max(s.vectors.shape[1] for s in self.samples.values())), np.int8)
+        found = np.zeros((len(points), self.dimensions), np.int8)
         for number in np.unique(classes):
             samples = self.samples.get(self.of[int(number)])
             if samples is not None:

@@ -39,7 +39,7 @@ from siamese_sat.search.matcher import Matcher, Rendition, Template
 from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import looks
-from siamese_sat.search.scenery import Level, Scenery, sample
+from siamese_sat.search.scenery import DIMENSIONS, Level, Scenery, sample
 from siamese_sat.search.sought import sought
 from siamese_sat.search.template_settings import check_template_settings, check_width
 from siamese_sat.search.whiten import Whitening, whiten
@@ -274,6 +274,8 @@ class TemplateSearch:
             sorted({(s, b) for r in t.renditions for s, b in r.levels if _fits(r, s, scene)}) for t in self.templates
         ]
         coarsest = {number: some[-1] for number, some in enumerate(levels) if some} if self.rerank > 0 else {}
+        if coarsest:
+            yield replace(Candidates.join([]), scenery=Scenery(coarsest, self._told_by))
         for step, blur in sorted(set(itertools.chain(*levels))):
             for tile in feature_tiles(
                 self.engine,
@@ -313,7 +315,13 @@ class TemplateSearch:
             level[0] / UNIT,
             (scene.aoi[0], scene.aoi[1]),
         )
-        return replace(Candidates.join([]), scenery=Scenery(coarsest, {} if found is None else {level: found}))
+        samples = {level: found} if found is not None else {}
+        return replace(Candidates.join([]), scenery=Scenery(coarsest, self._told_by, samples))
+
+    @property
+    def _told_by(self) -> int:
+        """Numbers by which the surroundings of a place are told."""
+        return min(DIMENSIONS, (self.whitening.deep or self.whitening.first).axes.shape[1])
 
     def match(
         self,

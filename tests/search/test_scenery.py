@@ -23,7 +23,7 @@ def tile(cells: torch.Tensor, valid: npt.NDArray[np.bool_], rows: slice, columns
 
 
 def scenery(*parts: Samples | None) -> Scenery:
-    return Scenery.join([Scenery({0: FINE}, {} if one is None else {FINE: one}) for one in parts])
+    return Scenery.join([Scenery({0: FINE}, DIMENSIONS, {} if one is None else {FINE: one}) for one in parts])
 
 
 @pytest.fixture
@@ -85,11 +85,10 @@ def test_each_class_is_told_by_its_own_level() -> None:
         for apart, value in ((8.0, 1), (32.0, 2))
     )
     of = {0: FINE, 1: COARSE, 2: FINE, 3: (999, 0.0)}
-    every = Scenery.join([Scenery(of, {FINE: one}), Scenery(of, {}), Scenery(of, {COARSE: two})])
+    every = Scenery.join([Scenery(of, 2, {FINE: one}), Scenery(of, 2), Scenery(of, 2, {COARSE: two})])
     told = every.round(np.zeros((4, 2)), np.array([1, 0, 3, 2]))
-    assert told is not None
     assert told.tolist() == [[2, 2], [1, 1], [0, 0], [1, 1]]
-    assert Scenery.join([Scenery(of, {})]).round(np.zeros((4, 2)), np.array([1, 0, 3, 2])) is None
+    assert Scenery.join([Scenery(of, 2)]).round(np.zeros((4, 2)), np.array([1, 0, 3, 2])).tolist() == [[0, 0]] * 4
 
 
 def test_candidates_know_their_surroundings_once_all_parts_have_told() -> None:
@@ -101,7 +100,7 @@ def test_candidates_know_their_surroundings_once_all_parts_have_told() -> None:
     boxes = np.concatenate([corner, corner + 10], axis=1)
     found = Candidates(boxes, boxes, np.zeros(3, np.int64), np.full(3, 0.5))
     nothing = Candidates.join([])
-    parts = [replace(nothing, scenery=Scenery({0: FINE}, {FINE: part})) for part in (left, right)]
+    parts = [replace(nothing, scenery=Scenery({0: FINE}, 2, {FINE: part})) for part in (left, right)]
     joined = Candidates.join([parts[0], found, parts[1]])
     assert joined.surroundings is None
     told = joined.told

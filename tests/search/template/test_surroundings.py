@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 
 from siamese_sat.data.scene import open_scene
 from siamese_sat.model.checkpoint import TrainedModel
+from siamese_sat.search import template
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
@@ -89,6 +90,21 @@ def test_tiles_and_parts_change_nothing(
     assert (overlap.max(axis=1) > 0.98).all()
     same = found.surroundings[overlap.argmax(axis=1)]
     assert np.abs(same.astype(int) - expected.surroundings[:20]).max() <= 2
+
+
+def test_where_nothing_is_known_it_is_said(
+    model: TrainedModel,
+    engine: Engine,
+    shown: dict[str, list[Exemplar]],
+    boats: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scene of which no surroundings are known must not take those of the other scenes away."""
+    monkeypatch.setattr(template, "sample", lambda *args: None)
+    found = searched(model, engine, shown, boats).all().told
+    assert found.surroundings is not None
+    assert len(found.surroundings) == len(found.scores) > 0
+    assert not found.surroundings.any()
 
 
 def test_of_what_is_not_reranked_nobody_asks(
