@@ -115,6 +115,7 @@ def test_two_processes_learn_as_one_with_both_batches(name: str, tmp_path: Path)
 
 DRIVER = """
 import sys
+import torch
 sys.path.insert(0, {root!r})
 import tests.model.conftest  # knows a small network
 import train
@@ -133,6 +134,8 @@ class Fails(CollapseWatch):
 if __name__ == "__main__":
     sys.modules["driver"] = sys.modules["__main__"]
     train.main()
+    if torch.distributed.is_initialized():
+        raise SystemExit("The group was not left.")
 """
 
 

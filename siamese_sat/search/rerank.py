@@ -69,7 +69,7 @@ GRID = 3
 # Steps of a looks' number in 1; none of them is ever as large as half of that.
 STEPS = 256
 # Candidates of a class whose looks are kept, the best, until the last scene is searched; twice as many for a while,
-# 12 to 24 MB. The others count as wrong and never rise.
+# 13 to 26 MB. The others count as wrong and never rise.
 KEPT = 20_000
 # Scores that are certain have finite odds.
 CERTAIN = 1e-9

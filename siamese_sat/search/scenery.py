@@ -1,24 +1,26 @@
 """What lies round places, seen from afar: tanks stand in farms of tanks, and what looks like one in a town is none.
 
-The coarsest level in which a class is sought shows each place with several times its own extent around it. Of that
-level, in the deepest stage that there is, the mean cell round every few cells is kept, and each candidate is told the
-nearest: see `siamese_sat.search.rerank`, which uses it.
+The coarsest level in which a class is sought shows each place with several times its own extent around it, where larger
+things are sought too. Of that level, in the deeper stage of the two that are compared, the mean cell round every few
+cells is kept, and each candidate is told the nearest: see `siamese_sat.search.rerank`, which uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from sklearn.neighbors import KDTree
 from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.int8]
-Cells = npt.NDArray[np.int64]
+Cells = npt.NDArray[np.integer[Any]]
 # Scene pixels that become 128 level pixels, and the level's blur.
 Level = tuple[int, float]
 
@@ -37,7 +39,7 @@ class Samples:
     Attributes:
         first: ``[2]`` x and y, in scene pixels, of sample (0, 0).
         apart: scene pixels between samples.
-        places: ``[m, 2]`` row and column of each.
+        places: ``[m, 2]`` row and column of each; one at least.
         vectors: ``[m, D]`` of length `STEPS`, but for rounding; ``D`` up to `DIMENSIONS`.
     """
 
@@ -47,13 +49,12 @@ class Samples:
     vectors: Vectors
 
     def nearest(self, points: FloatArray) -> Vectors:
-        """Vectors ``[n, D]`` of the samples nearest to points (x, y), in scene pixels; zeros where none is known."""
-        height, width = self.places.max(axis=0) + 1
-        number = np.full((height, width), len(self.places))
-        number[tuple(self.places.T)] = np.arange(len(self.places))
-        x, y = np.floor((points - self.first) / self.apart + 0.5).astype(np.int64).T
-        known: Vectors = np.concatenate([self.vectors, np.zeros((1, self.vectors.shape[1]), np.int8)])
-        found: Vectors = known[number[y.clip(0, height - 1), x.clip(0, width - 1)]]
+        """Vectors ``[n, D]`` of the samples that lie nearest to points (x, y), in scene pixels."""
+        # In a fixed order, or the one of two that are as near would depend on how the scene was shared out.
+        order = np.lexsort(self.places.T)
+        tree = KDTree(self.places[order, ::-1])
+        nearest = tree.query((points - self.first) / self.apart, return_distance=False)[:, 0]
+        found: Vectors = self.vectors[order[nearest]]
         return found
 
 
@@ -94,7 +95,7 @@ class Scenery:
         """
         found = np.zeros((len(points), self.dimensions), np.int8)
         for number in np.unique(classes):
-            samples = self.samples.get(self.of[int(number)])
+            samples = self.samples[self.of[number]] if self.of.get(number) in self.samples else None
             if samples is not None:
                 mine = classes == number
                 found[mine] = samples.nearest(points[mine])
@@ -110,7 +111,7 @@ def sample(
     scale: float,
     corner: tuple[float, float],
 ) -> Samples | None:
-    """Samples of one tile: which tiles a scene is cut into changes none.
+    """Samples of one tile: where tiles end changes none.
 
     Args:
         cells: ``[D, rows + 2 * margin, columns + 2 * margin]`` whitened.
@@ -133,7 +134,7 @@ def sample(
         return None
     means = F.avg_pool2d(some[None], side, stride=apart)[0]
     rows, columns = (np.arange(n) + -(-start // apart) for n, start in zip(means.shape[1:], first, strict=True))
-    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    places = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.int32)
     # Of what is partly valid the length says nothing.
     vectors = (F.normalize(means[:-1], dim=0) * STEPS).round().flatten(1).T.cpu().numpy().astype(np.int8)
     known = means[-1].flatten().cpu().numpy() > 0

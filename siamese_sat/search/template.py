@@ -31,7 +31,7 @@ from siamese_sat.search.coarse import AROUND, Peaks, find_peaks
 from siamese_sat.search.dense import FeatureTile, feature_tiles
 from siamese_sat.search.detect import Candidates
 from siamese_sat.search.engine import Engine
-from siamese_sat.search.exemplar import Exemplar, by_class
+from siamese_sat.search.exemplar import NEGATIVE, Exemplar, by_class
 from siamese_sat.search.ladder import Rung
 from siamese_sat.search.level import UNIT
 from siamese_sat.search.maps import Maps, Whitenings
@@ -273,7 +273,9 @@ class TemplateSearch:
         levels = [
             sorted({(s, b) for r in t.renditions for s, b in r.levels if _fits(r, s, scene)}) for t in self.templates
         ]
-        coarsest = {number: some[-1] for number, some in enumerate(levels) if some} if self.rerank > 0 else {}
+        # Of marked mistakes nobody asks where they stand.
+        asked = [number for number, t in enumerate(self.templates) if not t.name.startswith(NEGATIVE) and self.rerank]
+        coarsest = {number: levels[number][-1] for number in asked if levels[number]}
         if coarsest:
             yield replace(Candidates.join([]), scenery=Scenery(coarsest, self._told_by))
         for step, blur in sorted(set(itertools.chain(*levels))):

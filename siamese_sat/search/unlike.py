@@ -133,9 +133,9 @@ class Unlike:
         else:
             parts = self.method.candidates(scene, least) if part[0] == 0 else iter(())
         for found in parts:
-            yield self._told(scene, found)
+            yield self._marked(scene, found)
 
-    def _told(self, scene: Scene, found: Candidates) -> Candidates:
+    def _marked(self, scene: Scene, found: Candidates) -> Candidates:
         """Places that are marked themselves are known to be wrong."""
         scores = found.scores.copy()
         for box, positives in self.marked.get(scene_path(scene.path), []):

@@ -183,6 +183,9 @@ def test_a_tile_border_changes_no_feature(
         assert not seen[here].any()
         seen[here] = True
         np.testing.assert_array_equal(part.valid, whole.valid[here])
+        np.testing.assert_array_equal(part.around[5:-5, 5:-5], part.valid)
+        around = whole.around[part.y_first :, part.x_first :][: height + 10, : width + 10]
+        np.testing.assert_array_equal(part.around, around)
         with_margin = whole.features[:, part.y_first :, part.x_first :][:, : height + 10, : width + 10]
         torch.testing.assert_close(part.features, with_margin, rtol=0, atol=1e-4)
     assert seen[whole.valid].all()

@@ -28,12 +28,14 @@ from siamese_sat.search.rerank import (
     FOR_SURE,
     FOR_WRONG,
     LEAST_ASKED,
+    MANY,
     MIDDLE,
     RIDGE,
     ROOM,
     STANDING,
     STEEPNESS,
     STEPS,
+    SURROUNDINGS,
     Gathered,
     looks,
 )
@@ -251,10 +253,14 @@ def test_no_candidate_is_its_own_witness() -> None:
     """What is said of each is what a regression of all others predicts."""
     found, _, scenes = things(5, 30)
     assert found.looks is not None
+    surroundings = np.random.default_rng(0).integers(-100, 100, (30, 64)).astype(np.int8)
+    found = replace(found, surroundings=surroundings)
     moved = module._moved(found, scenes, 1.0)
     logit = np.log(found.scores / (1 - found.scores))
     standing = module._standing(found.scores, found.boxes, scenes)
-    features = np.concatenate([module._unit(found.looks), np.sqrt(STANDING) * standing], axis=1)
+    around = surroundings - surroundings.mean(axis=0)
+    around *= np.sqrt(SURROUNDINGS * 30 / (30 + MANY)) / np.linalg.norm(around, axis=1, keepdims=True)
+    features = np.concatenate([module._unit(found.looks), np.sqrt(STANDING) * standing, around], axis=1)
     for i in range(30):
         others = np.arange(30) != i
         kernel = features[others] @ features[others].T + RIDGE * np.eye(29)

@@ -75,8 +75,8 @@ def test_places_are_told_the_nearest_sample() -> None:
     vectors = np.arange(1, 6, dtype=np.int8)[:, None] * np.ones(3, np.int8)
     # Of two rows and three columns the middle of the second row is not known.
     samples = Samples((10.0, 20.0), 40.0, np.array([[0, 0], [0, 1], [0, 2], [1, 0], [1, 2]]), vectors)
-    points = np.array([[10.0, 20], [29, 39], [31, 20], [110, 61], [50, 60], [-500, 3000], [1e6, -1e6]])
-    assert samples.nearest(points)[:, 0].tolist() == [1, 1, 2, 5, 0, 4, 3]
+    points = np.array([[10.0, 20], [29, 39], [31, 20], [110, 61], [48, 50], [-500, 3000], [1e6, -1e6]])
+    assert samples.nearest(points)[:, 0].tolist() == [1, 1, 2, 5, 2, 4, 3]
 
 
 def test_each_class_is_told_by_its_own_level() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,8 @@ class Verified:
             for found in self.method.candidates(scene.within(read.tolist()), thresholds):
                 centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
                 inside = (centre >= low) & (centre <= high)
-                yield found.at(np.asarray(inside.all(axis=1)))
+                # So small a part of the scene does not show what lies round them.
+                yield replace(found.at(np.asarray(inside.all(axis=1))), surroundings=None)
 
     def _read(self, scene: Scene) -> Boxes:
         places = self.places.get(scene.path)

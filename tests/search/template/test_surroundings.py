@@ -149,5 +149,13 @@ def test_what_is_not_valid_is_no_surroundings(
         inside = found.surroundings[(found.boxes[:, 0] + found.boxes[:, 2]) / 2 < 160]
         assert inside.any(axis=1).all()
         told.append(inside.mean(axis=0) / STEPS)
+        assert found.scenery is None
+        whole = Candidates.join(list(method.candidates(scene, {"boat": 1.0}))).scenery
+        assert whole is not None
+        (samples,) = whole.samples.values()
+        x = samples.first[0] + samples.places[:, 1] * samples.apart
+        # Where no valid cell is near there is no sample.
+        assert len(x) > 10
+        assert x.max() < 200 + 100
     cosine = told[0] @ told[1] / np.prod([np.linalg.norm(one) for one in told])
     assert cosine > 0.9
