@@ -69,8 +69,8 @@ GRID = 3
 # Steps of a looks' number in 1; none of them is ever as large as half of that.
 STEPS = 256
 # Candidates of a class whose looks are kept, the best, until the last scene is searched; twice as many for a while,
-# 13 to 26 MB. The others count as wrong and never rise.
-KEPT = 20_000
+# 26 to 52 MB. The others count as wrong and never rise.
+KEPT = 40_000
 # Scores that are certain have finite odds.
 CERTAIN = 1e-9
 # The logit that a score of 0.3 has.
