@@ -94,10 +94,9 @@ class Scenery:
             ``[n, D]``, zeros where nothing is known.
         """
         found = np.zeros((len(points), self.dimensions), np.int8)
-        for number in np.unique(classes):
-            samples = self.samples[self.of[number]] if self.of.get(number) in self.samples else None
-            if samples is not None:
-                mine = classes == number
+        for level, samples in self.samples.items():
+            mine = np.isin(classes, [number for number, own in self.of.items() if own == level])
+            if mine.any():
                 found[mine] = samples.nearest(points[mine])
         return found
 
