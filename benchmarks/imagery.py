@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
@@ -104,6 +105,7 @@ def prepared(
         model = load_model(args.ckpt)
     else:
         names = band_names(len(test[0].bands))
+        torch.manual_seed(0)  # what the file has no weights for is random, as search.py has it
         embedder = build_embedder(names, variant="v1", weights=str(args.weights)).eval().requires_grad_(False)
         found = estimate(test[:: max(1, len(test) // 64)], max_blocks=4, quiet=True)
         radiometry = for_imagenet_weights(found, test[0].dtype)

@@ -109,7 +109,7 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
         model = untrained(cfg, bands, list(scenes.values()))
     elif not model.prototypes:
         log.warning(
-            "%s is of a run that did not end: it has no calibration, so window scores are (cosine + 1) / 2. "
+            "%s is of a run that did not end: it has no calibration, so window scores are learned from the exemplars. "
             "best.ckpt of a finished run has all.", cfg.ckpt_path,
         )  # fmt: skip
     if cfg.ckpt_path is not None and cfg.radiometry == "model":
@@ -194,8 +194,8 @@ def untrained(
     cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene], known: Radiometry | None = None
 ) -> TrainedModel:
     """The backbone's own weights and the searched scenes' statistics, or known ones, where no training has been."""
+    torch.manual_seed(0)  # what no file has weights for, such as the head, is random: the same whenever it is asked
     if cfg.model.weights is None:
-        torch.manual_seed(0)
         log.warning(
             "model.weights=null: features of random weights find half of what ImageNet's do, or next to nothing; give "
             "model.weights=<file> or a training's ckpt."

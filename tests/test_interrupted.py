@@ -176,7 +176,7 @@ RAY = ("engine=ray", "engine.workers=2", "engine.split_mpx=0.01")
 no_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 WAYS = [
     pytest.param(TEMPLATE, id="template", marks=pytest.mark.slow),
-    pytest.param(("search/method=window",), id="window"),
+    pytest.param(("search/method=window", "search.threshold=0"), id="window"),
     pytest.param((*TEMPLATE, *RAY), id="ray", marks=[pytest.mark.slow, no_ray]),
 ]
 

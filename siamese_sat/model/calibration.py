@@ -39,6 +39,11 @@ class Calibration:
         line = cosine * self.slope + self.intercept
         return torch.sigmoid(line) if self.kind == "logistic" else line.clamp(0, 1)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it says anything: False for what stands in when nothing could be fitted."""
+        return self != Calibration()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a checkpoint carries them."""
         return asdict(self)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,7 @@ from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar, by_class
 from siamese_sat.search.fetch import Fetched, one_behind
 from siamese_sat.search.method import RadiometryOf
+from siamese_sat.search.ordinary import CosineCurve, fit_cosines, random_windows
 from siamese_sat.search.part import Part
 from siamese_sat.search.sliding import AROUND, choose
 from siamese_sat.search.tile import Failure, Job
@@ -35,11 +37,13 @@ class Target:
         name: of the class.
         prototype: ``[D]`` of unit length.
         extent: median width and height of its exemplars in scene pixels, without padding.
+        curve: what its cosines mean, where no training has fitted it; None where one has, or the scenes say too little.
     """
 
     name: str
     prototype: Tensor
     extent: tuple[float, float]
+    curve: CosineCurve | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +102,16 @@ class WindowSearch:
         side = float(np.median([max(b[2] - b[0], b[3] - b[1]) for b in shown])) if shown else model.chip.size
         about = (self.window or _rounded(side),) * 2
         self.sliding = choose(self.dense, engine, model.chip.size, self.stride, scenes, radiometry_of, about)
+        views: list[Tensor] = []
         if exemplars:
-            self.targets = self._targets(exemplars)
+            self.targets, views = self._targets(exemplars)
         else:
             self.targets = [Target(n, p, model.extents[n]) for n, p in model.prototypes.items()]
         if not self.targets:
             raise InputError("There is nothing to search for: the checkpoint has no classes; give exemplars.")
         self.passes = [p for scale in self.scales for p in self._plan(float(scale))]
+        if views and not model.calibration.fitted:
+            self.targets = self._with_curves(views, scenes)
 
     @property
     def classes(self) -> list[str]:
@@ -172,7 +179,12 @@ class WindowSearch:
         numbers = [np.asarray(one.classes) for one in self.passes]
         # In fp64 and back: else the last bit of a score may change with what else is in its batch.
         prototypes = torch.stack([t.prototype for t in self.targets]).to(self.engine.device, torch.float64)
-        least = torch.tensor([thresholds[t.name] for t in self.targets])
+        curves = [t.curve for t in self.targets if t.curve is not None]
+        wanted = np.array([thresholds[t.name] for t in self.targets])
+        if curves:  # cosines are compared, and only what is kept is made a probability
+            wanted = np.array([float(curve.cosine(p)) for curve, p in zip(curves, wanted, strict=True)])
+        mean = self.model.calibration if not curves else torch.Tensor.float
+        least = torch.from_numpy(wanted).float()
         source = self.sliding or self.engine
 
         def compared() -> Iterator[tuple[Embedded, Fetched] | Failure]:
@@ -181,7 +193,7 @@ class WindowSearch:
                     yield got
                 else:
                     # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
-                    yield got, Fetched(self.model.calibration((got.vectors.double() @ prototypes.T).float()))
+                    yield got, Fetched(mean((got.vectors.double() @ prototypes.T).float()))
 
         for one_got in one_behind(compared()):
             if isinstance(one_got, Failure):
@@ -196,12 +208,46 @@ class WindowSearch:
                 regions = got.boxes[mine][place]
                 centre, half = (regions[:, :2] + regions[:, 2:]) / 2, sides[one][column] / 2
                 boxes = np.concatenate([centre - half, centre + half], axis=1)
-                raw = scores.numpy()[place, column].astype(np.float64)
-                found.append((int(job) // len(self.passes), Candidates(boxes, regions, numbers[one][column], raw)))
+                classes, raw = numbers[one][column], scores.numpy()[place, column].astype(np.float64)
+                for c in numbers[one] if curves else ():
+                    raw[classes == c] = curves[c](raw[classes == c])
+                found.append((int(job) // len(self.passes), Candidates(boxes, regions, classes, raw)))
             yield found
 
-    def _targets(self, exemplars: Sequence[Exemplar]) -> list[Target]:
-        """A target for each class of the exemplars; all chips are embedded together, in full batches."""
+    def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
+        """See `OwnScales`: as much alike, as cosine."""
+        mine = self.targets[number].curve
+        scores = found.scores.copy()
+        for c, target in enumerate(self.targets):
+            if mine is not None and target.curve is not None and c != number:
+                where = found.classes == c
+                scores[where] = mine(target.curve.cosine(scores[where]))
+        return scores
+
+    def _with_curves(self, views: Sequence[Tensor], scenes: Sequence[Scene]) -> list[Target]:
+        """The targets, each with what its cosines mean in these scenes, if these have enough windows to say it."""
+        source = self.sliding or self.engine
+        size, number = self.model.chip.size, len(self.targets)
+        seen: list[list[Tensor]] = [[] for _ in range(number)]
+        for one in self.passes:
+            found = random_windows(source, scenes, self.radiometry_of, one.window, size, self.stride)
+            if found is not None:
+                for c in one.classes:
+                    seen[c].append(found)
+        # Where windows are as large as the scenes, those of other classes say it.
+        every = [found for own in seen for found in own]
+        if not every:
+            return self.targets
+        return [
+            replace(target, curve=fit_cosines(target.prototype, shown, torch.cat(own or every)))
+            for target, shown, own in zip(self.targets, views, seen, strict=True)
+        ]
+
+    def _targets(self, exemplars: Sequence[Exemplar]) -> tuple[list[Target], list[Tensor]]:
+        """A target for each class of the exemplars, and vectors ``[exemplars, views, D]`` of these.
+
+        All chips are embedded together, in full batches.
+        """
         spec = self.model.chip
         if self.sliding is not None:
             # With as much around them as windows of a tile have.
@@ -214,12 +260,13 @@ class WindowSearch:
         batches = every.flatten(0, 1).split(self.engine.batch_size)
         vectors = torch.cat([embed(batch.to(self.engine.device)).cpu() for batch in batches])
         own = vectors.split([len(group) * every.shape[1] for group in groups.values()])
-        found = []
+        found, shown = [], []
         for (name, group), mine in zip(groups.items(), own, strict=True):
             sides = np.array([(b[2] - b[0], b[3] - b[1]) for b in (e.box for e in group)])
             width, height = np.median(sides, axis=0).tolist()
             found.append(Target(name, F.normalize(mine.mean(0), dim=0), (width, height)))
-        return found
+            shown.append(mine.unflatten(0, (len(group), -1)))
+        return found, shown
 
     def _chips(self, exemplars: Sequence[Exemplar], spec: ChipSpec) -> list[Tensor]:
         """Normalised chips, in order; each scene is opened once for all that follow each other in it."""

@@ -202,14 +202,19 @@ def unlike(
 
 
 def _sample(scene: Scene, window: tuple[int, int]) -> tuple[Scene, tuple[int, ...]]:
-    """The middle of a scene, and the part of it whose windows have around them there what they have in the scene."""
+    """The middle of a scene, and what is `undisturbed` of it."""
     x0, y0, x1, y1 = scene.aoi
     x, y = (x0 + x1) // 2, (y0 + y1) // 2
     reach = 5 * window[0], 5 * window[1]
     middle = scene.within((x - reach[0], y - reach[1], x + reach[0], y + reach[1]))
+    return middle, undisturbed(middle, scene, window)
+
+
+def undisturbed(part: Scene, scene: Scene, window: tuple[int, int]) -> tuple[int, ...]:
+    """The box of a part of a scene whose windows have around them there what they have in the scene."""
     width, height = AROUND * window[0], AROUND * window[1]
-    shrunk = zip(middle.aoi, scene.aoi, (width, height, -width, -height), strict=True)
-    return middle, tuple(edge if edge == border else edge + by for edge, border, by in shrunk)
+    shrunk = zip(part.aoi, scene.aoi, (width, height, -width, -height), strict=True)
+    return tuple(edge if edge == border else edge + by for edge, border, by in shrunk)
 
 
 def _by_place(
