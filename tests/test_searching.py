@@ -21,12 +21,14 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from rasterio.windows import Window
+from safetensors.torch import save_file
 
 from siamese_sat import outcome
 from siamese_sat.data.chip import ChipSpec, cut_chip
 from siamese_sat.data.scene import SceneReader, open_scene
 from siamese_sat.errors import InputError
 from siamese_sat.evaluation.verdict import Verdict
+from siamese_sat.model.backbone import Backbone
 from siamese_sat.model.embedder import Embedder, EmbedderSpec
 from siamese_sat.report import results
 from siamese_sat.report.results import Results, write_results
@@ -531,3 +533,24 @@ def test_a_large_scene_stays_under_2_gb(
     count, kilobytes = map(int, done.stdout.split()[-2:])
     assert side != 40 or count >= len(places)
     assert kilobytes * 1024 < 2e9, f"{kilobytes / 2**20:.2f} GB"
+
+
+def test_what_a_file_has_no_weights_for_is_the_same_in_every_search(world: World) -> None:
+    """The head is in none: random, it decides what windows resemble."""
+    torch.manual_seed(5)
+    save_file(
+        {k: v for k, v in Backbone("resnet18").state_dict().items() if "layer4" not in k},
+        world.folder / "w.safetensors",
+    )
+    settings = [
+        "ckpt_path=null",
+        "model=resnet18",
+        f"model.weights={world.folder / 'w.safetensors'}",
+        "search.threshold=0",
+    ]
+    rows = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        rows.append(world.search(*settings).detections)
+    assert len(rows[0]) > 10
+    assert rows[0].equals(rows[1])
