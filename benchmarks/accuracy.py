@@ -50,7 +50,7 @@ def run(
     args: argparse.Namespace, name: str, method_name: str, settings: Mapping[str, object]
 ) -> tuple[list[dict[str, object]], Parts]:
     """All draws of one class by one method: a row for each, and what is kept until they are written."""
-    train, train_labels, test, truth = load(args.data, name, args.quick, args.boat_bands)
+    train, train_labels, test, truth = load(args.data, name, args.quick, args.bands)
     if args.scenes is not None and args.scenes < len(test):
         test = [test[(2 * i + 1) * len(test) // (2 * args.scenes)] for i in range(args.scenes)]
         truth = truth[truth.scene.isin([s.path for s in test])].reset_index(drop=True)
@@ -209,7 +209,7 @@ def picture(rows: pd.DataFrame, path: Path) -> None:
 def main() -> None:
     """Runs the table."""
     parser = arguments(str(__doc__), "outputs/benchmarks/accuracy")
-    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES)
+    parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=(*CLASSES, "vehicles"))
     parser.add_argument("--methods", nargs="+", default=["template"])
     parser.add_argument("--exemplars", nargs="+", type=int, default=[1, 3, 5])
     parser.add_argument("--quick", action="store_true", help="crops of some test scenes: for comparing settings")
@@ -221,11 +221,11 @@ def main() -> None:
         help="so many of the test scenes only, evenly from all",
     )
     parser.add_argument(
-        "--boat-bands",
+        "--bands",
         nargs="+",
         type=int,
         default=[1, 2, 3, 4],
-        help="in B, G, R, NIR order; 1 2 3: without near infrared",
+        help="of boats and vehicles, in B, G, R, NIR order; 1 2 3: without near infrared",
     )
     parser.add_argument(
         "--expansion",
