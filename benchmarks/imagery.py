@@ -52,7 +52,8 @@ def load(
         labels = labels[labels.class_name.isin(VEHICLES)].reset_index(drop=True)
         most = labels.scene.value_counts().idxmax()
         shown, searched = ([s for s in scenes if (s.path == most) == is_most] for is_most in (False, True))
-        return shown, labels[labels.scene != most], searched, labels[labels.scene == most]
+        there = labels.scene == most
+        return shown, labels[~there].reset_index(drop=True), searched, labels[there].reset_index(drop=True)
     if name == "boats":
         scene = open_scene(data / "zurich_boats/zurich_14.tif", list(bands))
         middle = scene.height // 2

@@ -96,8 +96,9 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
     model = trained(cfg)
     bands = find_bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
-    if cfg.search.method._target_.endswith("TemplateSearch"):
-        # It looks at all scenes before it searches one: those that cannot be read leave first.
+    learned = model is None or not model.calibration.fitted
+    if learned or cfg.search.method._target_.endswith("TemplateSearch"):
+        # All scenes say what is ordinary before one is searched: those that cannot be read leave first.
         for name, reason in unreadable(scenes).items():
             failed[scenes.pop(name).path] = reason
         if not scenes:
@@ -194,13 +195,15 @@ def untrained(
     cfg: DictConfig, bands: Sequence[int], scenes: Sequence[Scene], known: Radiometry | None = None
 ) -> TrainedModel:
     """The backbone's own weights and the searched scenes' statistics, or known ones, where no training has been."""
-    torch.manual_seed(0)  # what no file has weights for, such as the head, is random: the same whenever it is asked
     if cfg.model.weights is None:
         log.warning(
             "model.weights=null: features of random weights find half of what ImageNet's do, or next to nothing; give "
             "model.weights=<file> or a training's ckpt."
         )
-    embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
+    with torch.random.fork_rng(devices=[]):
+        # What no file has weights for, such as the head, is random: the same in every search.
+        torch.default_generator.manual_seed(0)
+        embedder: Embedder = instantiate(cfg.model, band_names=list(band_names(len(bands))))
     if known is None:
         found = estimate(scenes[:: max(1, len(scenes) // 64)], max_blocks=4)
         known = for_imagenet_weights(found, scenes[0].dtype)

@@ -85,11 +85,12 @@ def fit_calibration(pairs: PairSimilarity) -> Calibration:
     """Logistic regression of "same class" on cosine, both kinds weighing alike.
 
     Pairs of two classes outnumber pairs of one by far, and by how much depends on the label set, not on the search:
-    hence the balance. Below 20 pairs of either kind, or where similarity says nothing, (s + 1) / 2 with a warning.
+    hence the balance. Below 20 pairs of either kind, or where similarity says nothing, (s + 1) / 2 with a warning: then
+    a search learns from its scenes what a score means, see `siamese_sat.search.ordinary`.
     """
     if min(len(pairs.same), len(pairs.different)) < MIN_PAIRS:
         log.warning(
-            "Calibration needs %d validation pairs of either kind, there are %d and %d: scores are (cosine + 1) / 2.",
+            "Calibration needs %d validation pairs of either kind, there are %d and %d: searches will fit one.",
             MIN_PAIRS, len(pairs.same), len(pairs.different),
         )  # fmt: skip
         return Calibration()

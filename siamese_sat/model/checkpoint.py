@@ -92,7 +92,8 @@ def load_model(path: str | Path) -> TrainedModel:
         bands=tuple(carried["bands"]),
         classes=tuple(carried["classes"]),
         calibration=calibration,
-        thresholds=carried.get("thresholds", {}),
+        # They are probabilities by the calibration: where none was fitted, searched scenes say what a score means.
+        thresholds=carried.get("thresholds", {}) if calibration.fitted else {},
         prototypes=carried.get("prototypes", {}),
         extents={k: (v[0], v[1]) for k, v in carried.get("extents", {}).items()},
         background={k: FeatureStatistics.from_dict(v) for k, v in carried.get("background", {}).items()},

@@ -8,7 +8,8 @@ the exemplars, each left out in turn, what the class scores. From then on it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,14 @@ from torch import Tensor
 from siamese_sat.data.radiometry import RadiometryOf
 from siamese_sat.data.scene import Scene
 from siamese_sat.search.engine import Embedded, Engine
-from siamese_sat.search.score import ScoreCurve, fit_curve
+from siamese_sat.search.score import CERTAIN, ORDINARY, ScoreCurve, fit_curve
 from siamese_sat.search.sliding import AROUND, Sliding, undisturbed
 from siamese_sat.search.tile import Job
 
-# Random places of the scenes, and windows' sides that each has; so many windows at least, or nothing is said.
-PLACES, SIDES, ENOUGH = 12, 4, 32
+# Random places of the scenes, at most, and windows' sides that each has.
+PLACES, SIDES = 12, 4
+# So many windows at least, or nothing is said; where places hold nothing valid, others are drawn, so many times in all.
+ENOUGH, ROUNDS = 32, 5
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,18 @@ class CosineCurve:
     curve: ScoreCurve
 
     def __call__(self, cosine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Cosines of any shape to probabilities in 0..1; what is no more than ordinary has 0."""
+        """Cosines of any shape to probabilities in 0..1; what is no more than ordinary has 0, and 1 is not reached."""
         return self.curve((cosine - self.ordinary) / (1 - self.ordinary))
 
-    def cosine(self, probability: float | npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """The cosines of probabilities of any shape, in 0..1; 1 is as what is nearly 1."""
-        return self.ordinary + (1 - self.ordinary) * self.curve.raws(np.clip(probability, 0, 1 - 1e-9))
+    def cosine(self, probability: float) -> float:
+        """The least cosine of a probability in 0..1; of 0 minus infinity, of 1 infinity, and of little less above 1."""
+        if probability <= 0:
+            return -math.inf
+        return self.ordinary + (1 - self.ordinary) * self.curve.raw(probability)
+
+    def as_much_above(self, other: CosineCurve, probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What probabilities ``[n]`` by another curve are by this one: as far above the ordinary."""
+        return self.curve(other.curve.raws(np.clip(probability, 0, CERTAIN)))
 
 
 def fit_cosines(prototype: Tensor, views: Tensor, background: Tensor) -> CosineCurve:
@@ -55,7 +64,7 @@ def fit_cosines(prototype: Tensor, views: Tensor, background: Tensor) -> CosineC
 
     Args:
         prototype: ``[D]`` of unit length.
-        views: ``[exemplars, views, D]`` their vectors; the first view is the exemplar as it is.
+        views: ``[exemplars, views, D]`` vectors of the exemplars; the first view is each as it is.
         background: ``[n, D]`` of windows of the searched scenes.
     """
     cosines = (background.double() @ prototype.double()).cpu().numpy()
@@ -66,7 +75,11 @@ def fit_cosines(prototype: Tensor, views: Tensor, background: Tensor) -> CosineC
         others = F.normalize(total - views.double().sum(1), dim=1)
         left_out = (views[:, 0].double() * others).sum(1).cpu().numpy()
     raw, own = ((values - ordinary) / (1 - ordinary) for values in (cosines, left_out))
-    return CosineCurve(ordinary, fit_curve(own, raw))
+    if len(own):
+        return CosineCurve(ordinary, fit_curve(own, raw))
+    # More than is ordinary cannot be asked for a single one: a thing lies between windows, and the best that a cosine
+    # can be may be little more.
+    return CosineCurve(ordinary, ScoreCurve(float(np.clip(np.quantile(raw, ORDINARY), 1e-3, 0.999))))
 
 
 @torch.inference_mode()
@@ -84,38 +97,67 @@ def random_windows(
     Args:
         source: of vectors.
         scenes: those that cannot be read give none.
-        radiometry_of: of these.
+        radiometry_of: of these, whole.
         window: width and height in scene pixels.
         size: pixels a side that a window is resized to.
-        stride: of those pixels, between windows.
+        stride: of those pixels, between windows; at least half a window where each is embedded by itself.
         seed: the same seed draws the same places.
 
     Returns:
-        None where there are fewer than 32.
+        None where there are fewer than 32, however often others are drawn.
     """
-    if not scenes:
-        return None
+    areas = np.array([scene.megapixels for scene in scenes])
     # Dense windows see what lies round them: a place is then larger, and only its middle counts.
     around = AROUND if isinstance(source, Sliding) else 0
-    places = _places(scenes, tuple((SIDES + 2 * around) * side for side in window), np.random.default_rng(seed))
-    inner = [box(*(undisturbed(part, scene, window) if around else part.aoi)) for part, scene in places]
-    found = []
-    for got in source.vectors([Job(part, window) for part, _ in places], radiometry_of, size, stride):
+    sides = tuple((SIDES + 2 * around) * side for side in window)
+    # No more than would cover the scenes once.
+    count = min(PLACES, math.ceil(areas.sum() * 1e6 / math.prod(sides)))
+    if not isinstance(source, Sliding):
+        # Windows that overlap by more say little more, and each costs as much.
+        stride = max(stride, size // 2)
+    rng = np.random.default_rng(seed)
+    whole: dict[Scene, Scene] = {}
+    vectors = torch.empty(0)
+    for _ in range(ROUNDS if count else 0):
+        new: list[Scene] = []
+        for number in np.sort(rng.choice(len(scenes), count, p=areas / areas.sum())).tolist():
+            part = _part(scenes[number], sides, rng)
+            if part not in whole:
+                new.append(part)
+                whole[part] = scenes[number]
+        found = _windows(source, new, whole, radiometry_of, window, (size, stride), around > 0)
+        vectors = torch.cat([vectors, found]) if len(vectors) else found
+        if len(vectors) >= ENOUGH:
+            return vectors
+    return None
+
+
+def _windows(
+    source: Engine | Sliding,
+    parts: Sequence[Scene],
+    whole: Mapping[Scene, Scene],
+    radiometry_of: RadiometryOf,
+    window: tuple[int, int],
+    grid: tuple[int, int],
+    inside: bool,
+) -> Tensor:
+    """Vectors of parts of scenes, of each scene's own radiometry; if ``inside``, of what is `undisturbed` there."""
+    inner = [box(*undisturbed(part, whole[part], window)) for part in parts]
+    found = [torch.empty(0)]
+    jobs = [Job(part, window) for part in parts]
+    for got in source.vectors(jobs, lambda part: radiometry_of(whole[part]), *grid):
         if isinstance(got, Embedded):
-            good = [inner[job].covers(box(*b)) for job, b in zip(got.jobs.tolist(), got.boxes.tolist(), strict=True)]
-            found.append(got.vectors.cpu()[good])
-    vectors = torch.cat(found) if found else torch.empty(0)
-    return vectors if len(vectors) >= ENOUGH else None
+            vectors = got.vectors.cpu()
+            if inside:
+                boxes = zip(got.jobs.tolist(), got.boxes.tolist(), strict=True)
+                vectors = vectors[[inner[job].covers(box(*corners)) for job, corners in boxes]]
+            found.append(vectors)
+    return torch.cat([f for f in found if len(f)] or found)
 
 
-def _places(scenes: Sequence[Scene], sides: Sequence[int], rng: np.random.Generator) -> list[tuple[Scene, Scene]]:
-    """Parts of scenes, each once, with the scene of each."""
-    areas = np.array([scene.megapixels for scene in scenes])
-    found: dict[tuple[int, ...], tuple[Scene, Scene]] = {}
-    for number in np.sort(rng.choice(len(scenes), PLACES, p=areas / areas.sum())).tolist():
-        x0, y0, x1, y1 = scenes[number].aoi
-        width, height = min(sides[0], x1 - x0), min(sides[1], y1 - y0)
-        x, y = x0 + int(rng.integers(x1 - x0 - width + 1)), y0 + int(rng.integers(y1 - y0 - height + 1))
-        part = scenes[number].within((x, y, x + width, y + height))
-        found.setdefault((number, *part.aoi), (part, scenes[number]))
-    return list(found.values())
+def _part(scene: Scene, sides: Sequence[int], rng: np.random.Generator) -> Scene:
+    """A random part of a scene with these sides, or as much as it has."""
+    x0, y0, x1, y1 = scene.aoi
+    width, height = min(sides[0], x1 - x0), min(sides[1], y1 - y0)
+    x, y = x0 + int(rng.integers(x1 - x0 - width + 1)), y0 + int(rng.integers(y1 - y0 - height + 1))
+    return scene.within((x, y, x + width, y + height))

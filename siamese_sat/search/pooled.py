@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,8 @@ from siamese_sat.search.ordinary import CosineCurve, fit_cosines, random_windows
 from siamese_sat.search.part import Part
 from siamese_sat.search.sliding import AROUND, choose
 from siamese_sat.search.tile import Failure, Job
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,15 @@ class WindowSearch:
         side = float(np.median([max(b[2] - b[0], b[3] - b[1]) for b in shown])) if shown else model.chip.size
         about = (self.window or _rounded(side),) * 2
         self.sliding = choose(self.dense, engine, model.chip.size, self.stride, scenes, radiometry_of, about)
-        views: list[Tensor] = []
         if exemplars:
             self.targets, views = self._targets(exemplars)
         else:
             self.targets = [Target(n, p, model.extents[n]) for n, p in model.prototypes.items()]
+            views = [t.prototype[None, None] for t in self.targets]
         if not self.targets:
             raise InputError("There is nothing to search for: the checkpoint has no classes; give exemplars.")
         self.passes = [p for scale in self.scales for p in self._plan(float(scale))]
-        if views and not model.calibration.fitted:
+        if not model.calibration.fitted:
             self.targets = self._with_curves(views, scenes)
 
     @property
@@ -182,8 +185,7 @@ class WindowSearch:
         curves = [t.curve for t in self.targets if t.curve is not None]
         wanted = np.array([thresholds[t.name] for t in self.targets])
         if curves:  # cosines are compared, and only what is kept is made a probability
-            wanted = np.array([float(curve.cosine(p)) for curve, p in zip(curves, wanted, strict=True)])
-        mean = self.model.calibration if not curves else torch.Tensor.float
+            wanted = np.array([curve.cosine(p) for curve, p in zip(curves, wanted, strict=True)])
         least = torch.from_numpy(wanted).float()
         source = self.sliding or self.engine
 
@@ -193,7 +195,8 @@ class WindowSearch:
                     yield got
                 else:
                     # All classes at once: what one pass does not seek is thrown away sooner than it is looked up.
-                    yield got, Fetched(mean((got.vectors.double() @ prototypes.T).float()))
+                    likeness = (got.vectors.double() @ prototypes.T).float()
+                    yield got, Fetched(likeness if curves else self.model.calibration(likeness))
 
         for one_got in one_behind(compared()):
             if isinstance(one_got, Failure):
@@ -209,39 +212,40 @@ class WindowSearch:
                 centre, half = (regions[:, :2] + regions[:, 2:]) / 2, sides[one][column] / 2
                 boxes = np.concatenate([centre - half, centre + half], axis=1)
                 classes, raw = numbers[one][column], scores.numpy()[place, column].astype(np.float64)
-                for c in numbers[one] if curves else ():
+                for c in np.unique(classes) if curves else ():
                     raw[classes == c] = curves[c](raw[classes == c])
                 found.append((int(job) // len(self.passes), Candidates(boxes, regions, classes, raw)))
             yield found
 
     def on_scale(self, number: int, found: Candidates) -> npt.NDArray[np.float64]:
-        """See `OwnScales`: as much alike, as cosine."""
+        """See `OwnScales`: as far above what is ordinary."""
         mine = self.targets[number].curve
         scores = found.scores.copy()
         for c, target in enumerate(self.targets):
             if mine is not None and target.curve is not None and c != number:
                 where = found.classes == c
-                scores[where] = mine(target.curve.cosine(scores[where]))
+                scores[where] = mine.as_much_above(target.curve, scores[where])
         return scores
 
     def _with_curves(self, views: Sequence[Tensor], scenes: Sequence[Scene]) -> list[Target]:
         """The targets, each with what its cosines mean in these scenes, if these have enough windows to say it."""
         source = self.sliding or self.engine
-        size, number = self.model.chip.size, len(self.targets)
-        seen: list[list[Tensor]] = [[] for _ in range(number)]
-        for one in self.passes:
-            found = random_windows(source, scenes, self.radiometry_of, one.window, size, self.stride)
-            if found is not None:
-                for c in one.classes:
-                    seen[c].append(found)
-        # Where windows are as large as the scenes, those of other classes say it.
-        every = [found for own in seen for found in own]
-        if not every:
+        size = self.model.chip.size
+        drawn = [random_windows(source, scenes, self.radiometry_of, p.window, size, self.stride) for p in self.passes]
+        known = [(one, found) for one, found in zip(self.passes, drawn, strict=True) if found is not None]
+        if not known:
+            if scenes:
+                log.warning(
+                    "The scenes are too small, or hold too little that is valid, to say what is ordinary there: window "
+                    "scores are (cosine + 1) / 2, and most windows reach 0.3; ckpt_path=<a training's best.ckpt> helps."
+                )
             return self.targets
-        return [
-            replace(target, curve=fit_cosines(target.prototype, shown, torch.cat(own or every)))
-            for target, shown, own in zip(self.targets, views, seen, strict=True)
-        ]
+        found = []
+        for number, (target, shown) in enumerate(zip(self.targets, views, strict=True)):
+            # Where its windows are as large as the scenes, those of other classes say it.
+            own = [seen for one, seen in known if number in one.classes] or [seen for _, seen in known]
+            found.append(replace(target, curve=fit_cosines(target.prototype, shown, torch.cat(own))))
+        return found
 
     def _targets(self, exemplars: Sequence[Exemplar]) -> tuple[list[Target], list[Tensor]]:
         """A target for each class of the exemplars, and vectors ``[exemplars, views, D]`` of these.

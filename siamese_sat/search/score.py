@@ -20,6 +20,8 @@ ORDINARY = 0.99
 ASKED = 0.6
 # A single exemplar cannot be left out: the threshold is then this many times what is ordinary.
 ALONE = 1.3
+# What a score is no nearer to 1 than: there it says how much was resembled no more.
+CERTAIN = 1 - 1e-9
 # Where even that is unknown, in scenes too small to sample.
 FALLBACK = 0.15
 
@@ -58,7 +60,7 @@ def fit_curve(left_out: npt.NDArray[np.float64], background: npt.NDArray[np.floa
 
     Args:
         left_out: score of each exemplar by the others; empty for a single exemplar.
-        background: scores of local maxima at random places of the searched scenes; may be empty.
+        background: scores at random places of the searched scenes, or of the local maxima there; may be empty.
     """
     ordinary = max(float(np.quantile(background, ORDINARY)), 1e-3) if len(background) else None
     asked = max(ASKED * float(np.median(left_out)), 1e-3) if len(left_out) else None

@@ -189,9 +189,15 @@ def unlike(
         0 where they are the same, 1 where they differ as much as windows do from their mean; None where there is too
         little to compare.
     """
-    samples = [_sample(scene, window) for scene in scenes[:: max(1, math.ceil(len(scenes) / 3))]]
+    some = scenes[:: max(1, math.ceil(len(scenes) / 3))]
+    samples = [_sample(scene, window) for scene in some]
     jobs = [Job(middle, window) for middle, _ in samples]
-    exact, dense = (_by_place(source, jobs, radiometry_of, sliding) for source in (sliding.engine, sliding))
+    # By the statistics of the whole scenes: the middle's own may be others, and would be kept.
+    whole = {middle: scene for (middle, _), scene in zip(samples, some, strict=True)}
+    exact, dense = (
+        _by_place(source, jobs, lambda middle: radiometry_of(whole[middle]), sliding)
+        for source in (sliding.engine, sliding)
+    )
     inside = [box(*inner) for _, inner in samples]
     common = [place for place in exact if place in dense and inside[int(place[0])].covers(box(*place[1:]))]
     if len(common) < ENOUGH:

@@ -40,6 +40,7 @@ from siamese_sat.search.method import RadiometryOf
 from siamese_sat.search.part import Part
 from siamese_sat.search.rerank import looks
 from siamese_sat.search.scenery import DIMENSIONS, Level, Scenery, sample
+from siamese_sat.search.score import CERTAIN
 from siamese_sat.search.sought import sought
 from siamese_sat.search.template_settings import check_template_settings, check_width
 from siamese_sat.search.whiten import Whitening, whiten
@@ -48,8 +49,6 @@ from siamese_sat.search.whiten import Whitening, whiten
 CLOSER = 0.5
 # Where boxes vote, what is asked for lies below the threshold already: of that a larger part.
 CLOSER_VOTING = 0.7
-# What a score is no nearer to 1 than: there it says how much was resembled no more.
-CERTAIN = 1 - 1e-9
 # Background cells from which the searched scenes speak for themselves; in smaller ones the training's background helps.
 ENOUGH = 20_000
 

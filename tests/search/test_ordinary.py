@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +12,16 @@ import torch.nn.functional as F
 from shapely import box
 from torch import Tensor
 
+from siamese_sat.data.radiometry import Radiometry, RadiometryOf
 from siamese_sat.data.scene import Scene
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.search.detect import Candidates, suppress
+from siamese_sat.search.engine import Engine
 from siamese_sat.search.exemplar import Exemplar
-from siamese_sat.search.ordinary import PLACES, CosineCurve, _places, fit_cosines, random_windows
+from siamese_sat.search.ordinary import PLACES, CosineCurve, fit_cosines, random_windows
 from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.score import ScoreCurve
-from siamese_sat.search.sliding import Sliding, undisturbed
+from siamese_sat.search.sliding import Sliding, undisturbed, unlike
 from siamese_sat.search.tile import Job
 from siamese_sat.search.unlike import Unlike
 from tests.conftest import make_scene
@@ -24,6 +29,9 @@ from tests.model.conftest import RADIOMETRY
 from tests.search.conftest import correlation_model, engine_of, ground, plant, thing
 from tests.search.test_pooled import exemplar
 from tests.search.test_sliding import by_box, grains, make_engine
+from tests.search.test_stream import damaged
+
+Drawn = tuple[Tensor | None, "Watched"]
 
 
 def around(direction: Tensor, cosine: float, count: int, seed: int) -> Tensor:
@@ -64,11 +72,28 @@ def test_what_the_class_itself_scores_is_asked_and_what_is_ordinary_too() -> Non
     assert 0 < reached <= 0.0101
 
 
-def test_a_single_exemplar_is_held_against_the_ordinary_alone() -> None:
-    background = around(DIRECTION, 0.5, 400, 2)
+@pytest.mark.parametrize("spread", [0.002, 0.5])
+def test_a_single_exemplar_is_held_against_the_ordinary_alone(spread: float) -> None:
+    """However much some of it resembles the exemplar, no more than can be is asked."""
+    background = torch.cat([around(DIRECTION, 0.5, 390, 2), around(DIRECTION, 0.5 + spread - 0.01, 10, 3)])
     one = fit_cosines(DIRECTION, DIRECTION[None, None], background)
     top = float(np.quantile((background @ DIRECTION).numpy(), 0.99))
-    assert one.ordinary < top < float(one.cosine(0.3)) < 1
+    assert one.ordinary < one.cosine(0.3) < 1
+    assert one.cosine(0.3) == pytest.approx(top)
+    same = fit_cosines(DIRECTION, DIRECTION[None, None], DIRECTION.expand(40, -1))
+    assert same.cosine(0.3) < 1, "even where all is alike"
+
+
+def test_an_exemplar_in_several_views_is_held_against_the_others_views() -> None:
+    """Only the first view of each is the exemplar itself: turned, it would look like nothing."""
+    turned = around(DIRECTION, 0.1, 35, 5).reshape(5, 7, -1)
+    views = torch.cat([around(DIRECTION, 0.97, 5, 1)[:, None], turned], dim=1)
+    prototype = F.normalize(views.mean((0, 1)), dim=0)
+    background = around(DIRECTION, 0.0, 400, 2)
+    others = F.normalize(torch.stack([torch.cat([views[:i], views[i + 1 :]]).mean((0, 1)) for i in range(5)]), dim=1)
+    expected = float((views[:, 0] * others).sum(1).median())
+    curve = fit_cosines(prototype, views, background)
+    assert curve.cosine(0.3) == pytest.approx(curve.ordinary + 0.6 * (expected - curve.ordinary), abs=0.01)
 
 
 def test_only_the_other_exemplars_say_what_one_of_them_scores() -> None:
@@ -83,37 +108,81 @@ def test_only_the_other_exemplars_say_what_one_of_them_scores() -> None:
 @pytest.mark.parametrize("probability", [0.05, 0.3, 0.9])
 def test_a_probability_has_its_cosine(probability: float) -> None:
     curve = CosineCurve(0.8, ScoreCurve(0.4, 6.0))
-    assert curve(curve.cosine(np.array([probability]))) == pytest.approx(probability)
+    assert curve(np.array([curve.cosine(probability)])) == pytest.approx(probability)
     assert curve.cosine(0.3) == pytest.approx(0.8 + 0.2 * 0.4)
-    assert np.isfinite(curve.cosine(1.0))
+    assert curve.cosine(0) < -1, "all reach it"
+    assert curve.cosine(1) > 1, "nothing does"
+
+
+class Watched:
+    """An engine, and the jobs that it was given."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.jobs: list[Job] = []
+        self.strides: list[int] = []
+
+    def vectors(self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int) -> Any:  # noqa: ANN401
+        self.jobs += jobs
+        self.strides.append(stride)
+        return self.engine.vectors(jobs, radiometry_of, size, stride)
+
+
+def drawn(scenes: Sequence[Scene], window: tuple[int, int] = (20, 20), stride: int = 32, seed: int = 0) -> Drawn:
+    watched = Watched(make_engine())
+    found = random_windows(watched, scenes, lambda _: RADIOMETRY, window, 64, stride, seed)  # type: ignore[arg-type]
+    return found, watched
 
 
 def test_random_windows_are_windows_of_the_scenes(tmp_path: Path) -> None:
-    engine = make_engine()
     scenes = [make_scene(tmp_path / f"{i}.tif", grains()[:, :, i:]) for i in range(2)]
-    found = random_windows(engine, scenes, lambda _: RADIOMETRY, (20, 20), 64, 32)
-    again = random_windows(engine, scenes, lambda _: RADIOMETRY, (20, 20), 64, 32)
-    other = random_windows(engine, scenes, lambda _: RADIOMETRY, (20, 20), 64, 32, seed=1)
+    (found, watched), (again, _), (other, _) = drawn(scenes), drawn(scenes), drawn(scenes, seed=1)
     assert found is not None
     assert again is not None
     assert other is not None
     assert torch.equal(found, again)
-    assert len(found) == len(other) == PLACES * 7 * 7
     assert not torch.equal(found, other)
-    assert len(torch.unique(found.round(decimals=4), dim=0)) > 10, "of many places"
+    assert len(watched.jobs) == PLACES
+    assert len(found) == len(other) == PLACES * 7 * 7
+    assert len({job.scene.path for job in watched.jobs}) == 2
+    for axis in (0, 1):
+        assert len({job.scene.aoi[axis] for job in watched.jobs}) > PLACES // 2, "here and there"
+
+
+def test_places_are_spread_by_area(tmp_path: Path) -> None:
+    large = make_scene(tmp_path / "large.tif", grains().repeat(2, 1).repeat(2, 2))
+    small = make_scene(tmp_path / "small.tif", grains()[:, :90, :90])
+    paths = [job.scene.path for seed in range(4) for job in drawn([small, large], seed=seed)[1].jobs]
+    assert paths.count(large.path) > 0.9 * len(paths)
+
+
+def test_it_costs_no_more_than_the_scenes_are_worth(tmp_path: Path) -> None:
+    """However fine the stride, and however many places there could be."""
+    scene = make_scene(tmp_path / "a.tif", grains()[:, :100, :100])
+    found, watched = drawn([scene], stride=4)
+    assert found is not None
+    assert len(watched.jobs) <= math.ceil(100 * 100 / 80**2)
+    assert watched.strides == [32]
 
 
 @pytest.mark.parametrize("window", [(20, 20), (20, 36)])
 def test_dense_random_windows_have_around_them_what_they_have_in_the_scene(
-    tmp_path: Path, window: tuple[int, int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: tuple[int, int]
 ) -> None:
     scene = make_scene(tmp_path / "a.tif", grains())
-    engine = make_engine()
-    sliding = Sliding.of(engine, 64, 32)
-    found = random_windows(sliding, [scene], lambda _: RADIOMETRY, window, 64, 32)
+    sliding, vectors = Sliding.of(make_engine(), 64, 32), Sliding.vectors
+    given: list[Job] = []
+
+    def watched(self: Sliding, jobs: Sequence[Job], *more: Any) -> Any:  # noqa: ANN401
+        given.extend(jobs)
+        return vectors(self, jobs, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sliding, "vectors", watched)
+        found = random_windows(sliding, [scene], lambda _: RADIOMETRY, window, 64, 32)
     assert found is not None
     expected = []
-    for part, _ in _places([scene], [6 * side for side in window], np.random.default_rng(0)):
+    for part in (job.scene for job in given):
         x0, y0, x1, y1 = part.aoi
         # From the same grid, but larger: begun whole windows before it.
         left, top = (min(2, first // side) * side for first, side in zip((x0, y0), window, strict=True))
@@ -125,23 +194,48 @@ def test_dense_random_windows_have_around_them_what_they_have_in_the_scene(
 
 
 def test_a_small_scene_is_seen_once_and_says_nothing_if_it_is_too_small(tmp_path: Path) -> None:
-    engine = make_engine()
     small = make_scene(tmp_path / "a.tif", grains()[:, :80, :80])
-    found = random_windows(engine, [small], lambda _: RADIOMETRY, (20, 20), 64, 32)
+    found, watched = drawn([small])
     assert found is not None
-    assert len(found) == len(by_box(engine, Job(small, (20, 20)), 32)) == 49
-    assert random_windows(engine, [small], lambda _: RADIOMETRY, (60, 60), 64, 32) is None
-    assert random_windows(engine, [], lambda _: RADIOMETRY, (20, 20), 64, 32) is None
+    assert len(found) == len(by_box(watched.engine, Job(small, (20, 20)), 32)) == 49
+    assert drawn([small], (60, 60))[0] is None
+    assert drawn([])[0] is None
 
 
 def test_what_is_no_data_is_not_ordinary(tmp_path: Path) -> None:
     pixels = grains()[:, :80, :80]
+    pixels[:, :, 60:] = 0
+    scene = make_scene(tmp_path / "a.tif", pixels, nodata=0)
+    found, watched = drawn([scene])
+    assert found is not None
+    assert 32 <= len(found) == len(by_box(watched.engine, Job(scene, (20, 20)), 32)) < 49
+
+
+def test_where_places_are_empty_others_are_drawn(tmp_path: Path) -> None:
+    """A footprint that fills a tenth of its file."""
+    pixels = grains()
     pixels[:, :, 40:] = 0
     scene = make_scene(tmp_path / "a.tif", pixels, nodata=0)
+    found = [drawn([scene], seed=seed)[0] for seed in range(12)]
+    assert all(vectors is not None for vectors in found)
+    broken = damaged(tmp_path, "b")
+    assert all(drawn([scene, broken], seed=seed)[0] is not None for seed in range(6))
+
+
+def test_scenes_are_seen_by_their_own_statistics_not_by_those_of_a_part(tmp_path: Path) -> None:
     engine = make_engine()
-    found = random_windows(engine, [scene], lambda _: RADIOMETRY, (20, 20), 64, 32)
-    all_of_it = by_box(engine, Job(scene, (20, 20)), 32)
-    assert found is None or len(found) == len(all_of_it) < 49
+    scene = make_scene(tmp_path / "a.tif", grains())
+    asked = []
+
+    def radiometry_of(of: Scene) -> Radiometry:
+        asked.append(of.aoi)
+        return RADIOMETRY
+
+    random_windows(engine, [scene], radiometry_of, (20, 20), 64, 32)
+    random_windows(Sliding.of(engine, 64, 32), [scene], radiometry_of, (20, 20), 64, 32)
+    unlike(Sliding.of(engine, 64, 32), [scene], radiometry_of, (20, 20))
+    assert len(asked) >= 4
+    assert set(asked) == {scene.aoi}
 
 
 def searched(scene: Scene, method: WindowSearch | Unlike, least: float) -> Candidates:
@@ -199,6 +293,86 @@ def test_a_fitted_calibration_stands(tmp_path: Path) -> None:
     assert not Calibration().fitted
 
 
+def test_the_exemplar_itself_is_found_though_there_is_one_alone(tmp_path: Path) -> None:
+    scene, where = land(tmp_path)
+    model = correlation_model(calibration=Calibration())
+    method = WindowSearch()
+    method.prepare(model, engine_of(model), [Exemplar("boat", scene, where)], lambda scene: model.radiometry, [scene])
+    found = searched(scene, method, 0.3)
+    best = int(found.scores.argmax())
+    assert tuple(found.boxes[best]) == pytest.approx(where)
+    assert found.scores[best] > 0.9
+
+
+def test_with_a_threshold_of_0_all_is_scored(tmp_path: Path) -> None:
+    scene, _ = land(tmp_path)
+    found = Candidates.join(list(ready(tmp_path, Calibration(), [scene]).candidates(scene, {"boat": 0.0})))
+    assert len(found.scores) == 19 * 19
+    assert (found.scores >= 0).all()
+
+
+def test_each_class_has_a_scale_and_a_threshold_of_its_own(tmp_path: Path) -> None:
+    scene, _ = land(tmp_path)
+    model = correlation_model(calibration=Calibration())
+    shown = [
+        *boats(tmp_path),
+        exemplar(tmp_path, "raft", thing(2, 40, 40)),
+        exemplar(tmp_path, "tug", thing(5, 60, 60)),
+    ]
+    method = WindowSearch(scales=(1.0, 1.5))
+    method.prepare(model, engine_of(model), shown, lambda scene: model.radiometry, [scene])
+    curves = [target.curve for target in method.targets]
+    assert len(set(curves)) == 3
+    least = {"boat": 0.0, "raft": 1e-4, "tug": 1e-3}
+    every = Candidates.join(list(method.candidates(scene, dict.fromkeys(method.classes, 0.0))))
+    found = Candidates.join(list(method.candidates(scene, least)))
+    for number, (name, curve) in enumerate(zip(method.classes, curves, strict=True)):
+        assert curve is not None
+        mine = np.sort(every.scores[every.classes == number])
+        assert np.array_equal(np.sort(found.scores[found.classes == number]), mine[mine >= least[name]])
+        assert (mine >= least[name]).sum() > 0
+        # By its own curve: the cosines that it makes of the scores are those of the windows.
+        job = [Job(scene, one.window) for one in method.passes if number in one.classes]
+        vectors = torch.cat([g.vectors for g in method.engine.vectors(job, lambda _: model.radiometry, 64, 32)])  # type: ignore[union-attr]
+        cosines = (vectors.double() @ method.targets[number].prototype.double()).float().double().numpy()
+        assert mine == pytest.approx(np.sort(curve(cosines)), abs=1e-9)
+
+
+def test_all_sizes_that_are_sought_say_what_is_ordinary(tmp_path: Path) -> None:
+    scene, _ = land(tmp_path)
+    seen = []
+    model = correlation_model(calibration=Calibration())
+    for scales in ((1.0,), (2.0,), (1.0, 2.0)):
+        method = WindowSearch(scales=scales)
+        method.prepare(model, engine_of(model), boats(tmp_path), lambda scene: model.radiometry, [scene])
+        assert method.targets[0].curve is not None
+        seen.append(method.targets[0].curve.ordinary)
+    assert len(set(seen)) == 3
+    assert min(seen[:2]) <= seen[2] <= max(seen[:2])
+
+
+def test_the_checkpoints_own_classes_too(tmp_path: Path) -> None:
+    scene, where = land(tmp_path)
+    shown = ready(tmp_path, Calibration(), [scene]).targets[0]
+    model = correlation_model(
+        calibration=Calibration(), prototypes={"boat": shown.prototype}, extents={"boat": shown.extent}
+    )
+    method = WindowSearch()
+    method.prepare(model, engine_of(model), [], lambda scene: model.radiometry, [scene])
+    found = searched(scene, method, 0.3)
+    assert len(found.scores) < 10
+    assert tuple(found.boxes[int(found.scores.argmax())]) == pytest.approx(where)
+
+
+def test_too_little_to_say_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny = make_scene(tmp_path / "tiny.tif", ground(60, 60))
+    ready(tmp_path, Calibration(), [tiny])
+    assert "too small" in caplog.text
+    caplog.clear()
+    ready(tmp_path, Calibration(4.0, -2.0, "logistic"), [tiny])
+    assert not caplog.records
+
+
 def test_windows_as_large_as_the_scenes_are_judged_by_those_of_other_classes(tmp_path: Path) -> None:
     scene, _ = land(tmp_path)
     model = correlation_model(calibration=Calibration())
@@ -225,7 +399,8 @@ def test_a_negative_is_measured_on_the_scale_of_what_it_is_held_against(tmp_path
     classes = np.array([number, 1 - number])
     own, on = inner.on_scale(number, Candidates(np.zeros((2, 4)), np.zeros((2, 4)), classes, np.array([0.7, 0.7])))
     assert own == 0.7
-    assert on == pytest.approx(float(mine(other.cosine(np.array([0.7])))[0]))
+    above = (other.cosine(0.7) - other.ordinary) / (1 - other.ordinary)
+    assert on == pytest.approx(float(mine(np.array([mine.ordinary + above * (1 - mine.ordinary)]))[0]))
     assert on != 0.7
     found = searched(scene, method, 0.3)
     assert tuple(found.boxes[int(found.scores.argmax())]) == pytest.approx(where), "unlike that, it stays"
