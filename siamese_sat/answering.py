@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from siamese_sat.data.scene import Scene
@@ -41,7 +40,7 @@ from siamese_sat.search.method import RadiometryOf, SearchMethod
 from siamese_sat.search.run import Workers
 from siamese_sat.search.template import TemplateSearch
 from siamese_sat.search.unlike import Unlike
-from siamese_sat.searching import unreadable
+from siamese_sat.searching import make_method, unreadable
 from siamese_sat.shown import read_shown
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def answer(
         InputError: a setting, an exemplar or all scenes cannot be used.
     """
     model, recipe, entries = means.model, means.setup.recipe, store.scenes()
-    inner: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    inner = make_method(cfg)
     look = _look(cfg, inner, means.setup)
     chosen = _chosen(cfg, entries, paths)
     liked, disliked = read_shown(cfg, recipe.bands, model.chip, _scene_of(cfg, entries))

@@ -70,7 +70,15 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
         built = _filled(cfg, store, paths, means, workers)
         failed = built.failed
     source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
-    if cfg.mode == "index" or not (source.given or cfg.feedback.detections or means.model.prototypes):
+    if cfg.mode == "index":
+        return nothing_found(folder, failed)
+    if not (source.given or cfg.feedback.detections or means.model.prototypes):
+        if paths is None:
+            raise InputError(
+                f"{cfg.index}: nothing is asked of it; give exemplars (exemplars.boxes, .chips, .scenes), "
+                "query.places, or mode=info."
+            )
+        log.warning("Nothing is asked of the index; give exemplars (exemplars.boxes, .chips, .scenes), or mode=index.")
         return nothing_found(folder, failed)
     return answer(cfg, folder, store, means, paths, failed, workers)
 

@@ -149,7 +149,10 @@ def needed(store: Store) -> Store:
         InputError: there is no index.
     """
     if not store.exists:
-        raise InputError(f"{store.uri}: there is no index here; search.py index={store.uri} scenes=<folder> makes one.")
+        raise InputError(
+            f"{store.uri}: there is no index here; check the path, or make one: search.py index={store.uri} mode=index "
+            "scenes=<folder>."
+        )
     return store
 
 

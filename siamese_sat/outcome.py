@@ -90,6 +90,8 @@ def conclude(
     everything = cfg.truth is not None or best is not None
     least = dict.fromkeys(thresholds, 0.0) if everything else thresholds
     labels = read_truth(cfg, scenes, method.classes)  # before the long part: it may be unreadable
+    if labels is None and (folder / "evaluation.csv").exists():
+        log.warning("%s: evaluation.csv, its plots and its verdicts are of an earlier search.", folder)
     parts = asked.parts(cfg, scenes, least) if asked is not None else None
     found = search_scenes(scenes, method, least, cfg.search.nms_iou, workers, parts)
     ranked, failed = found.detections, {**failed, **found.failed}
@@ -130,6 +132,9 @@ def find_thresholds(cfg: DictConfig, known: Mapping[str, float], classes: Sequen
     """
     wanted = cfg.search.threshold
     if wanted == "per_class":
+        strange = sorted(set(classes) - set(known))
+        if strange:
+            log.warning("search.threshold=per_class: the training knows no %s; 0.3 is taken.", ", ".join(strange))
         return {c: known.get(c, 0.3) for c in classes}
     try:
         given = {str(k): float(v) for k, v in wanted.items()} if OmegaConf.is_dict(wanted) else float(wanted)

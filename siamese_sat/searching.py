@@ -33,6 +33,7 @@ from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.expansion import expand
 from siamese_sat.search.index.lance import lancedb_module
 from siamese_sat.search.method import RadiometryOf, SearchMethod
+from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.run import Workers
 from siamese_sat.search.unlike import Unlike
 from siamese_sat.settings import check_search
@@ -116,7 +117,7 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
     if cfg.ckpt_path is not None and cfg.radiometry == "model":
         _warn_of_strange_scenes(scenes, model.radiometry)
     engine = make_engine(cfg, model)
-    method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    method = make_method(cfg)
     if negatives:
         method = Unlike(method, negatives)
     rule = radiometry_rule(cfg.radiometry, model)
@@ -140,6 +141,15 @@ def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], S
         return scenes[name]
 
     return find
+
+
+def make_method(cfg: DictConfig) -> SearchMethod:
+    """The method of ``search.method``, not yet prepared."""
+    method: SearchMethod = instantiate(cfg.search.method, _convert_="all")
+    if cfg.search.threshold == "per_class" and isinstance(method, WindowSearch):
+        # Those thresholds are on that scale.
+        method.calibration = "training"
+    return method
 
 
 def make_engine(cfg: DictConfig, model: TrainedModel) -> Engine:
@@ -198,7 +208,7 @@ def untrained(
     if cfg.model.weights is None:
         log.warning(
             "model.weights=null: features of random weights find half of what ImageNet's do, or next to nothing; give "
-            "model.weights=<file> or a training's ckpt."
+            "model.weights=<file> or a training's best.ckpt as ckpt_path."
         )
     with torch.random.fork_rng(devices=[]):
         # What no file has weights for, such as the head, is random: the same in every search.

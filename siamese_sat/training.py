@@ -108,7 +108,17 @@ def train(cfg: DictConfig) -> TrainingResult:
     except Exception as error:
         raise end_together(error, getattr(trainer.strategy.launcher, "procs", [])) from error
     leave_group()
+    _tell_why_it_ended(trainer)
     return _finish(cfg, trainer, data, folder)
+
+
+def _tell_why_it_ended(trainer: L.Trainer) -> None:
+    stopper = trainer.early_stopping_callback
+    if stopper is not None and stopper.stopped_epoch:
+        log.info(
+            "Stopped early, after epoch %d: %s had not improved for %d epochs.",
+            stopper.stopped_epoch, stopper.monitor, stopper.patience,
+        )  # fmt: skip
 
 
 def build_module(cfg: DictConfig, data: ChipDataModule) -> MetricLearner:

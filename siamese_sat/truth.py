@@ -43,9 +43,11 @@ def read_truth(cfg: DictConfig, scenes: Mapping[str, Scene], classes: Sequence[s
     truth["filename"] = [names[path] for path in truth.pop("scene")]
     wanted = truth[truth.class_name.isin(classes)].reset_index(drop=True)
     if wanted.empty:
+        others = sorted(set(truth.class_name))
+        remedy = "exemplars.aliases renames classes" if others else "label files carry their scenes' names"
         log.warning(
-            "truth has no label of %s in the searched scenes; it has %s. exemplars.aliases renames classes.",
-            ", ".join(classes), ", ".join(sorted(set(truth.class_name))) or "none at all",
+            "truth=%s has no label of %s in the searched scenes; it has %s: %s.",
+            cfg.truth, ", ".join(classes), ", ".join(others) or "none at all", remedy,
         )  # fmt: skip
     return wanted
 

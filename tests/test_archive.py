@@ -111,6 +111,16 @@ def test_scenes_and_question_in_one_command_and_only_these_scenes_are_asked(arch
     assert found(archive.run()) == sorted(archive.truth)
 
 
+def test_nothing_asked_is_told(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
+    scenes = f"scenes={archive.folder / 'scenes'}"
+    result = archive.run(scenes, "indexing.windows=[52,104]", ask=False)
+    assert "Nothing is asked of the index" in caplog.text
+    assert result.detections.empty
+    with pytest.raises(InputError, match="nothing is asked of it; give exemplars"):
+        archive.run(ask=False)
+    assert found(archive.run()) == sorted(archive.truth), "the scenes are in it"
+
+
 def test_another_model_or_geometry_is_refused(archive: Archive) -> None:
     archive.index()
     with pytest.raises(InputError, match=r"other windows.*leave indexing.windows null"):

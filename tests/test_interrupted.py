@@ -36,6 +36,7 @@ from tests.search.conftest import Correlation, ground, plant, thing, write_check
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"{number}.tif" for number in range(5)]
+WINDOW = ("search/method=window", "search.method.calibration=training")
 AGAIN = "scene(s) are taken from an earlier run"
 # Killed as soon as two scenes are kept, in the midst of whatever else is going on.
 CODE = """
@@ -152,7 +153,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
         write_scene(tmp_path / "scenes" / name, land)
     model, first = write_checkpoint(tmp_path / "model.ckpt"), tmp_path / "scenes" / NAMES[0]
     boxes = f"exemplars.boxes=[[{first},32,32,72,72,boat]]"
-    return counted(Desk(tmp_path, monkeypatch, [f"ckpt_path={model}", boxes, "search/method=window"]))
+    return counted(Desk(tmp_path, monkeypatch, [f"ckpt_path={model}", boxes, *WINDOW]))
 
 
 @pytest.fixture

@@ -84,7 +84,8 @@ def run(tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch) -> Callable
     def search_them(*settings: str) -> SearchResult:
         overrides = [
             f"ckpt_path={model}", f"scenes={tmp_path / 'scenes'}", f"paths.output_dir={tmp_path / 'out'}",
-            "search/method=window", "search.device=cpu", "search.precision=fp32", "search.threshold=0.9",
+            "search/method=window", "search.method.calibration=training",
+            "search.device=cpu", "search.precision=fp32", "search.threshold=0.9",
             f"exemplars.boxes=[[{shown_path},{','.join(map(str, box))},boat]]",
         ]  # fmt: skip
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):

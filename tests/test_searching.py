@@ -69,6 +69,7 @@ class World:
             f"scenes={self.scenes}",
             f"paths.output_dir={self.folder / 'out'}",
             "search/method=window",
+            "search.method.calibration=training",
             "search.device=cpu",
             "search.precision=fp32",
             "search.threshold=0.9",
@@ -464,7 +465,8 @@ def test_the_door(world: World) -> None:
     command = [
         sys.executable, str(ROOT / "search.py"), f"ckpt_path={ckpt}", f"scenes={world.scenes}",
         f"exemplars.boxes={world.boxes}", f"paths.output_dir={world.out}", f"hydra.run.dir={world.folder / 'run'}",
-        "search/method=window", "search.precision=fp32", "search.device=cpu", "search.threshold=0.9",
+        "search/method=window", "search.method.calibration=training", "search.precision=fp32", "search.device=cpu",
+        "search.threshold=0.9",
         "output.overlays=0", "output.page=false", "output.vector=[]",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True, timeout=120, check=False)
@@ -522,6 +524,7 @@ def test_a_large_scene_stays_under_2_gb(
     corner = (x + box[0], y + box[1], x + box[2], y + box[3])
     settings = [
         f"ckpt_path={world.ckpt}", f"scenes={path}", f"paths.output_dir={world.out}", "search/method=window",
+        "search.method.calibration=training",
         f"exemplars.boxes=[[{path},{','.join(map(str, corner))},boat]]", "search.device=cpu", "search.precision=fp32",
         "search.threshold=0.5", "search.stride=32",
     ]  # fmt: skip
@@ -554,3 +557,19 @@ def test_what_a_file_has_no_weights_for_is_the_same_in_every_search(world: World
         rows.append(world.search(*settings).detections)
     assert len(rows[0]) > 10
     assert rows[0].equals(rows[1])
+
+
+def test_files_of_an_earlier_search_are_told(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    label(world.folder / "port.json", [])
+    world.search(f"truth={world.folder / 'port.json'}")
+    assert "of an earlier search" not in caplog.text
+    world.search()
+    assert "evaluation.csv, its plots and its verdicts are of an earlier search" in caplog.text
+
+
+def test_a_class_without_a_threshold_of_its_own_is_told(
+    world: World, save_model: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(thresholds={"boat": 0.9})
+    world.search("search.threshold=per_class")
+    assert "the training knows no raft; 0.3 is taken" in caplog.text

@@ -45,7 +45,7 @@ def test_impossible_search_settings_are_named(override: str) -> None:
 
 def test_the_defaults_and_both_methods_pass() -> None:
     check_search(settings())
-    check_search(settings("search/method=window", "search.threshold=per_class"))
+    check_search(settings("search/method=window", "search.threshold=per_class", "ckpt_path=best.ckpt"))
 
 
 def test_aliases_are_set_on_the_command_line() -> None:
@@ -138,3 +138,22 @@ def test_impossible_engines_and_expansions_are_named(overrides: list[str]) -> No
     with pytest.raises(InputError) as told:
         check_search(settings(*overrides))
     assert overrides[0].split("=")[0] in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (("search/method=window", "search.threshold=per_class"), "ckpt_path"),
+        (
+            ("search/method=window", "search.threshold=per_class", "ckpt_path=a", "search.method.calibration=scenes"),
+            "search.method.calibration=training",
+        ),
+        (("search.threshold=2",), "between 0 and 1"),
+        (("search.threshold=-0.1",), "between 0 and 1"),
+        (("feedback.negatives=[1]",), "feedback.detections"),
+        (("feedback.positives=[1]",), "feedback.detections"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_search(wrong: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_search(settings(*wrong))

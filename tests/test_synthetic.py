@@ -222,3 +222,11 @@ def test_the_command_line_gives_what_the_function_gives(tmp_path: Path, capsys: 
     assert again.train == tmp_path / "b" / "train"
     assert main([str(tmp_path), "--size", "64"]) == 1
     assert "no room" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("here already")
+    assert main([str(tmp_path / "file" / "there")]) == 1
+    told = capsys.readouterr().err
+    assert "give another folder" in told
+    assert str(tmp_path / "file") in told

@@ -161,7 +161,9 @@ def _read_file(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is no weights file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read as weights ({reason.rstrip('.')}).") from error
+        raise InputError(
+            f"{path} cannot be read as weights ({type(error).__name__}); model.weights takes a .pth or .safetensors "
+            "file of torchvision's names, or null to start at random."
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}

@@ -20,6 +20,8 @@ from siamese_sat.errors import InputError
 log = logging.getLogger(__name__)
 
 
+# Pixels of the longer side from which an exemplar shows something; to seek smaller ones takes hours, and finds nothing.
+SMALLEST = 3.0
 # Put before the name of a class for what is unlike it; no class name begins so.
 NEGATIVE = "\0unlike "
 
@@ -126,6 +128,7 @@ class ExemplarSource:
             raise InputError(
                 f"{self.setting}: the settings name no exemplar; check the label files and {self.setting}.classes."
             )
+        found = _large_enough(found)
         chips = Path(self.chips).expanduser() if self.chips is not None else None
         cut = sum(e.cut for e in found if chips is None or chips not in Path(e.scene.path).parents)
         if cut:
@@ -183,11 +186,34 @@ class ExemplarSource:
             if path not in opened:
                 opened[path] = open_scene(list_scenes(path)[0], bands, alpha)
             scene = opened[path]
-            if not (x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0 and x0 < scene.width and y0 < scene.height):
+            if not (x0 < x1 and y0 < y1):
+                raise InputError(
+                    f"{self.setting}.boxes: {list(row)} is empty; x_min must be below x_max, and y_min below y_max."
+                )
+            if not (x1 > 0 and y1 > 0 and x0 < scene.width and y0 < scene.height):
                 size = f"{scene.width} x {scene.height}"
-                raise InputError(f"{self.setting}.boxes: {list(row)} lies outside the {size} scene or is empty.")
+                raise InputError(f"{self.setting}.boxes: {list(row)} lies outside the {size} scene; give pixels of it.")
             found.append(Exemplar(str(row[5]), scene, (x0, y0, x1, y1)))
         return found
+
+
+def _large_enough(exemplars: Sequence[Exemplar]) -> list[Exemplar]:
+    """Those in which there is something to see.
+
+    Raises:
+        InputError: a class has none.
+    """
+    found = [e for e in exemplars if max(e.box[2] - e.box[0], e.box[3] - e.box[1]) >= SMALLEST]
+    left = {e.class_name for e in found}
+    for lost in exemplars:
+        if lost.class_name not in left:
+            raise InputError(
+                f"{lost.scene.path}: the {lost.class_name} exemplar at {lost.box} is smaller than {SMALLEST:.0f} "
+                "pixels and shows nothing; give a box round the whole thing."
+            )
+    if len(found) < len(exemplars):
+        log.warning("%d exemplars smaller than %d pixels are left out.", len(exemplars) - len(found), SMALLEST)
+    return found
 
 
 def _class_folders(root: Path, setting: str) -> list[Path]:

@@ -31,6 +31,8 @@ from siamese_sat.search.tile import Failure, Job
 
 log = logging.getLogger(__name__)
 
+CALIBRATIONS = ("auto", "training", "scenes")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -74,6 +76,10 @@ class WindowSearch:
         scales: multiples of that size to search at.
         tolerance: classes whose windows differ by less than this part share one pass.
         dihedral: a prototype is the mean over the eight views of each exemplar, not the exemplars alone.
+        calibration: what says how probable a cosine is: ``training``, the logistic regression of a training's
+            validation pairs; ``scenes``, what exemplars score by each other and windows of the searched scenes by them,
+            see `siamese_sat.search.ordinary`; ``auto``: the former for a training's own classes, else the latter. Where
+            a training has fitted none, it is always the latter.
         dense: whether windows come from one pass of the backbone over a tile, see `Sliding`: True, False (each window
             is cut out and embedded), or ``auto``: where a sample of the scenes shows hardly a difference.
     """
@@ -83,6 +89,7 @@ class WindowSearch:
     scales: Sequence[float] = (1.0,)
     tolerance: float = 0.1
     dihedral: bool = False
+    calibration: str = "auto"
     dense: bool | str = False
     targets: list[Target] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
@@ -98,8 +105,12 @@ class WindowSearch:
         """Builds prototypes and plans the passes; without exemplars the checkpoint's own classes are sought."""
         if not self.scales or min(self.scales) <= 0 or (self.window is not None and self.window < 4):
             raise InputError("search.scales must be above 0, and search.window null or at least 4 pixels.")
+        if self.calibration not in CALIBRATIONS:
+            raise InputError(f"search.method.calibration={self.calibration!r} is none of {', '.join(CALIBRATIONS)}.")
         # Said here, once: later it would look like the fault of every scene.
         grid.places(model.chip.size, model.chip.size, self.stride)
+        if scenes and self.window is not None and self.window > max(max(_extent(scene)) for scene in scenes):
+            raise InputError(f"search.window={self.window} is larger than every scene.")
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         shown = [self.model.chip.pad(e.box) for e in exemplars]
         side = float(np.median([max(b[2] - b[0], b[3] - b[1]) for b in shown])) if shown else model.chip.size
@@ -111,9 +122,13 @@ class WindowSearch:
             self.targets = [Target(n, p, model.extents[n]) for n, p in model.prototypes.items()]
             views = [t.prototype[None, None] for t in self.targets]
         if not self.targets:
-            raise InputError("There is nothing to search for: the checkpoint has no classes; give exemplars.")
+            raise InputError(
+                "There is nothing to search for; give exemplars (exemplars.boxes, .chips, .scenes), or the ckpt_path "
+                "of a finished training, whose classes are then sought."
+            )
         self.passes = [p for scale in self.scales for p in self._plan(float(scale))]
-        if not model.calibration.fitted:
+        asked = self.calibration == "scenes" or (self.calibration == "auto" and bool(exemplars))
+        if asked or not model.calibration.fitted:
             self.targets = self._with_curves(views, scenes)
 
     @property
@@ -234,7 +249,7 @@ class WindowSearch:
         drawn = [random_windows(source, scenes, self.radiometry_of, p.window, size, self.stride) for p in self.passes]
         known = [(one, found) for one, found in zip(self.passes, drawn, strict=True) if found is not None]
         if not known:
-            if scenes:
+            if scenes and not self.model.calibration.fitted:
                 log.warning(
                     "The scenes are too small, or hold too little that is valid, to say what is ordinary there: window "
                     "scores are (cosine + 1) / 2, and most windows reach 0.3; ckpt_path=<a training's best.ckpt> helps."

@@ -137,7 +137,10 @@ class TemplateSearch:
             InputError: a setting or an exemplar cannot be used.
         """
         if not exemplars:
-            raise InputError("Template search needs exemplars; give some, or search with search/method=window.")
+            raise InputError(
+                "Template search needs exemplars; give exemplars.boxes, .chips or .scenes, or search for a training's "
+                "own classes with search/method=window and its ckpt_path."
+            )
         check_template_settings(self)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         groups = by_class(exemplars)

@@ -35,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"{error.filename}: cannot be written ({error.strerror}); give another folder.", file=sys.stderr)
+        return 1
     for field in fields(paths):
         print(f"{field.name:16}{getattr(paths, field.name)}")
     return 0

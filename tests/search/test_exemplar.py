@@ -301,3 +301,22 @@ def test_what_cannot_be_used_is_one_sentence(
     with pytest.raises(InputError) as error:
         load(**{k: fill(v) for k, v in settings.items()})
     one_sentence(error, *words)
+
+
+def test_what_is_too_small_to_show_anything_is_left_out(scene: str, caplog: pytest.LogCaptureFixture) -> None:
+    good, thin, dot = [30, 20, 40, 30], [30, 20, 40, 21], [50, 30, 52, 32]
+    with caplog.at_level(logging.WARNING):
+        found = load(boxes=[[scene, *box, "boat"] for box in (good, thin, dot)])
+    assert [e.box for e in found] == [tuple(good), tuple(thin)]
+    assert "1 exemplars smaller than 3 pixels" in caplog.text
+    with pytest.raises(InputError, match="smaller than 3 pixels") as error:
+        load(boxes=[[scene, *good, "boat"], [scene, *dot, "car"]])
+    assert "car exemplar at (50" in str(error.value)
+    assert scene in str(error.value)
+
+
+def test_a_box_the_wrong_way_round_is_told(scene: str) -> None:
+    with pytest.raises(InputError, match="x_min must be below x_max"):
+        load(boxes=[[scene, 40, 20, 30, 30, "boat"]])
+    with pytest.raises(InputError, match="outside the 100 x 80 scene"):
+        load(boxes=[[scene, 140, 20, 150, 30, "boat"]])

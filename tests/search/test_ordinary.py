@@ -14,6 +14,7 @@ from torch import Tensor
 
 from siamese_sat.data.radiometry import Radiometry, RadiometryOf
 from siamese_sat.data.scene import Scene
+from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.search.detect import Candidates, suppress
 from siamese_sat.search.engine import Engine
@@ -243,9 +244,9 @@ def searched(scene: Scene, method: WindowSearch | Unlike, least: float) -> Candi
     return suppress(found, 0.1)
 
 
-def ready(folder: Path, calibration: Calibration, scenes: list[Scene]) -> WindowSearch:
+def ready(folder: Path, calibration: Calibration, scenes: list[Scene], which: str = "auto") -> WindowSearch:
     model = correlation_model(calibration=calibration)
-    method = WindowSearch()
+    method = WindowSearch(calibration=which)
     method.prepare(model, engine_of(model), boats(folder), lambda scene: model.radiometry, scenes)
     return method
 
@@ -284,13 +285,37 @@ def test_it_changes_no_order(tmp_path: Path) -> None:
     assert (np.diff(learned.scores[again]) <= 0).all()
 
 
-def test_a_fitted_calibration_stands(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("calibration", "of_scenes"), [("training", False), ("scenes", True), ("auto", True)])
+def test_a_trainings_calibration_or_the_scenes(tmp_path: Path, calibration: str, of_scenes: bool) -> None:
     scene, _ = land(tmp_path)
     fitted = Calibration(4.0, -2.0, "logistic")
-    method = ready(tmp_path, fitted, [scene])
-    assert all(target.curve is None for target in method.targets)
     assert fitted.fitted
     assert not Calibration().fitted
+    method = ready(tmp_path, fitted, [scene], calibration)
+    assert all((target.curve is not None) == of_scenes for target in method.targets)
+    found = Candidates.join(list(method.candidates(scene, {"boat": 0.0})))
+    lowest = float(fitted(torch.tensor(-1.0)))
+    assert (found.scores >= lowest).all() != of_scenes
+
+
+@pytest.mark.parametrize(("calibration", "of_scenes"), [("training", False), ("scenes", True), ("auto", False)])
+def test_of_its_own_classes_a_training_knows_more(tmp_path: Path, calibration: str, of_scenes: bool) -> None:
+    scene, _ = land(tmp_path)
+    shown = ready(tmp_path, Calibration(), [scene]).targets[0]
+    model = correlation_model(
+        calibration=Calibration(4.0, -2.0, "logistic"),
+        prototypes={"boat": shown.prototype},
+        extents={"boat": shown.extent},
+    )
+    method = WindowSearch(calibration=calibration)
+    method.prepare(model, engine_of(model), [], lambda scene: model.radiometry, [scene])
+    assert (method.targets[0].curve is not None) == of_scenes
+
+
+def test_another_calibration_is_told() -> None:
+    model = correlation_model()
+    with pytest.raises(InputError, match="none of auto, training, scenes"):
+        WindowSearch(calibration="platt").prepare(model, engine_of(model), [], lambda scene: model.radiometry)
 
 
 def test_the_exemplar_itself_is_found_though_there_is_one_alone(tmp_path: Path) -> None:

@@ -250,3 +250,12 @@ def test_impossible_settings_are_told_before_any_scene_is_read(tmp_path: Path, o
 def test_nothing_to_search_for() -> None:
     with pytest.raises(InputError, match="nothing to search for"):
         prepared()
+
+
+def test_a_window_larger_than_every_scene_is_told(tmp_path: Path) -> None:
+    model, boat = correlation_model(), exemplar(tmp_path, "boat", thing(1, SIDE, SIDE))
+    scenes = [make_scene(tmp_path / "a.tif", ground(60, 90)), make_scene(tmp_path / "b.tif", ground(50, 50))]
+    method = WindowSearch(window=90)
+    method.prepare(model, engine_of(model), (boat,), lambda scene: model.radiometry, scenes)
+    with pytest.raises(InputError, match=r"search\.window=91 is larger than every scene"):
+        WindowSearch(window=91).prepare(model, engine_of(model), (boat,), lambda scene: model.radiometry, scenes)

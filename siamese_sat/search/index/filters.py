@@ -92,6 +92,8 @@ def make_filter(
             f"map_x_min <= {x1 + SLACK:.7f}", f"map_x_max >= {x0 - SLACK:.7f}",
             f"map_y_min <= {y1 + SLACK:.7f}", f"map_y_max >= {y0 - SLACK:.7f}",
         ]  # fmt: skip
+    if not len(scenes):
+        raise InputError("The index is empty; search.py mode=index scenes=<folder> fills it.")
     if not keep.any():
         raise InputError("No scene of the index is left by query.area, query.scenes, query.dates and scenes.")
     if not keep.all():

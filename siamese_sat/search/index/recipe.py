@@ -89,10 +89,10 @@ class Recipe:
         for name, remedy in advice.items():
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
+                called = "settings of the network" if name == "spec" else name.replace("_", " ")
                 shown = "" if name in ("weights", "spec", "radiometry") else f" ({mine}, here {theirs})"
                 raise InputError(
-                    f"{uri}: this index was made with other {name.replace('_', ' ')}{shown}: {remedy}, or make "
-                    f"another index."
+                    f"{uri}: this index was made with other {called}{shown}: {remedy}, or make another index."
                 )
 
 
