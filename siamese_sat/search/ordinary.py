@@ -22,7 +22,7 @@ from torch import Tensor
 from siamese_sat.data.radiometry import RadiometryOf
 from siamese_sat.data.scene import Scene
 from siamese_sat.search.engine import Embedded, Engine
-from siamese_sat.search.score import CERTAIN, ORDINARY, ScoreCurve, fit_curve
+from siamese_sat.search.score import ASKED, CERTAIN, ORDINARY, ScoreCurve, fit_curve
 from siamese_sat.search.sliding import AROUND, Sliding, undisturbed
 from siamese_sat.search.tile import Job
 
@@ -78,8 +78,8 @@ def fit_cosines(prototype: Tensor, views: Tensor, background: Tensor) -> CosineC
     if len(own):
         return CosineCurve(ordinary, fit_curve(own, raw))
     # More than is ordinary cannot be asked for a single one: a thing lies between windows, and the best that a cosine
-    # can be may be little more.
-    return CosineCurve(ordinary, ScoreCurve(float(np.clip(np.quantile(raw, ORDINARY), 1e-3, 0.999))))
+    # can be may be little more. Nor is all of that asked where the thing itself is common.
+    return CosineCurve(ordinary, ScoreCurve(float(np.clip(np.quantile(raw, ORDINARY), 1e-3, ASKED))))
 
 
 @torch.inference_mode()
