@@ -267,7 +267,8 @@ def test_rows_of_an_earlier_search_as_exemplars(archive: Archive) -> None:
 
 
 def test_rows_serve_without_an_index_too(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
-    direct = ["index=null", f"scenes={archive.folder / 'scenes'}", "search.threshold=0.9"]
+    own = "search.method.calibration=training"  # scores are cosines
+    direct = ["index=null", f"scenes={archive.folder / 'scenes'}", "search.threshold=0.9", own]
     first = archive.run(*direct).detections
     kept = archive.folder / "first.csv"
     first.to_csv(kept, index=False)
