@@ -20,6 +20,7 @@ PALETTE = (
 # Okabe and Ito's palette in an order for white paper, where its yellow would be lost.
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 STYLES = ("solid", (0, (4, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))  # each further round of the colours has another
+HATCHES = (None, "/////", ".....", "xxxxx")  # likewise, of bars
 
 
 def class_colours(classes: Iterable[str]) -> dict[str, str]:
@@ -38,3 +39,14 @@ def strokes(number: int) -> dict[str, Any]:
     """How the line of that number is drawn, that of a class alike in all diagrams: 28 differ."""
     style = STYLES[number // len(LINES) % len(STYLES)]
     return {"color": LINES[number % len(LINES)], "lw": 1.8, "ls": style}
+
+
+def fills(number: int) -> dict[str, Any]:
+    """How bars of that number are filled: where lines are broken, they are hatched."""
+    hatch = HATCHES[number // len(LINES) % len(HATCHES)]
+    return {
+        "color": LINES[number % len(LINES)],
+        "hatch": hatch,
+        "edgecolor": "white" if hatch else None,
+        "linewidth": 0,
+    }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.ticker import FixedLocator
 
-from siamese_sat.report.colour import strokes
+from siamese_sat.report.colour import fills, strokes
 from siamese_sat.report.render import dress, new_figure, plain, save
 
 # Of fewer detections the share that is right says little: with 10 it is known to within a sixth either way.
@@ -75,7 +75,7 @@ def reliability_diagram(
         above.scatter(x, y, s=34, c=fill, edgecolors=look["color"], linewidths=1.4, zorder=3)
         width = 0.9 / len(table) / len(tables)
         left = table["bin"] + (number - len(tables) / 2) * width
-        below.bar(left, table["count"], width, align="edge", color=look["color"])
+        below.bar(left, table["count"], width, align="edge", **fills(number))
     above.set_xlim(0, 1.005)
     above.set_ylim(-0.02, 1.03)
     # Hundreds of faint places and a handful of sure ones are to be seen at once.
