@@ -60,7 +60,7 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
         needed(store)
     if paths is None and cfg.mode == "index":
         raise InputError(f"{cfg.index}: there is nothing to index; set scenes to a raster, a folder, a glob or a list.")
-    if cfg.query.places is not None and store.exists:
+    if cfg.query.places is not None and store.exists and cfg.mode != "index":
         return answer_places(cfg, folder, store, Recipe.from_dict(store.about()[0]), paths)
     if cfg.mode != "index":
         check_shown(cfg)  # not only when all is indexed
@@ -72,13 +72,15 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
     source: ExemplarSource = instantiate(cfg.exemplars, _convert_="all")
     if cfg.mode == "index":
         return nothing_found(folder, failed)
+    if cfg.query.places is not None:  # of an index that was not there before
+        return answer_places(cfg, folder, store, means.setup.recipe, paths)
     if not (source.given or cfg.feedback.detections or means.model.prototypes):
         if paths is None:
             raise InputError(
                 f"{cfg.index}: nothing is asked of it; give exemplars (exemplars.boxes, .chips, .scenes), "
                 "query.places, or mode=info."
             )
-        log.warning("Nothing is asked of the index; give exemplars (exemplars.boxes, .chips, .scenes), or mode=index.")
+        log.warning("Nothing is asked of the index; give exemplars (exemplars.boxes, .chips, .scenes) or mode=index.")
         return nothing_found(folder, failed)
     return answer(cfg, folder, store, means, paths, failed, workers)
 

@@ -134,7 +134,7 @@ def find_thresholds(cfg: DictConfig, known: Mapping[str, float], classes: Sequen
     if wanted == "per_class":
         strange = sorted(set(classes) - set(known))
         if strange:
-            log.warning("search.threshold=per_class: the training knows no %s; 0.3 is taken.", ", ".join(strange))
+            log.warning("search.threshold=per_class: there is none of %s, 0.3 is taken.", ", ".join(strange))
         return {c: known.get(c, 0.3) for c in classes}
     try:
         given = {str(k): float(v) for k, v in wanted.items()} if OmegaConf.is_dict(wanted) else float(wanted)

@@ -97,8 +97,7 @@ def _search_scenes(cfg: DictConfig, folder: Path, workers: Workers | None) -> Se
     model = trained(cfg)
     bands = find_bands(cfg, model)
     scenes, failed = _open_all(cfg, bands)
-    learned = model is None or not model.calibration.fitted
-    if learned or cfg.search.method._target_.endswith("TemplateSearch"):
+    if not (str(cfg.search.method._target_).endswith("WindowSearch") and _of_training(cfg, model)):
         # All scenes say what is ordinary before one is searched: those that cannot be read leave first.
         for name, reason in unreadable(scenes).items():
             failed[scenes.pop(name).path] = reason
@@ -141,6 +140,13 @@ def _scene_of(cfg: DictConfig, scenes: Mapping[str, Scene]) -> Callable[[str], S
         return scenes[name]
 
     return find
+
+
+def _of_training(cfg: DictConfig, model: TrainedModel | None) -> bool:
+    """Whether a training alone says what scores of windows mean."""
+    if model is None or not model.calibration.fitted:
+        return False
+    return bool(cfg.search.threshold == "per_class" or cfg.search.method.calibration == "training")
 
 
 def make_method(cfg: DictConfig) -> SearchMethod:

@@ -193,21 +193,29 @@ def check_search(cfg: DictConfig) -> None:
         raise InputError(f"output.vector names {strange[0]!r}; known are geojson, gpkg, parquet.")
     if cfg.mode != "search" and cfg.index is None:
         raise InputError(f"mode={cfg.mode} is done with an index; set index=<folder or s3://>.")
-    if cfg.search.threshold == "per_class" and not str(cfg.search.method._target_).endswith("WindowSearch"):
-        raise InputError("search.threshold=per_class holds for search/method=window, on whose scores it was found.")
-    if cfg.search.threshold == "per_class" and cfg.ckpt_path is None:
-        raise InputError("search.threshold=per_class takes what a training found; give its best.ckpt as ckpt_path.")
-    if cfg.search.threshold == "per_class" and OmegaConf.select(cfg, "search.method.calibration") == "scenes":
-        raise InputError(
-            "search.threshold=per_class was found on scores of the training's calibration; set "
-            "search.method.calibration=training."
-        )
+    if cfg.search.threshold == "per_class":
+        _check_per_class(cfg)
     if isinstance(cfg.search.threshold, int | float) and not 0 <= cfg.search.threshold <= 1:
         raise InputError(f"search.threshold={cfg.search.threshold} must lie between 0 and 1.")
     if cfg.feedback.detections is None and (cfg.feedback.positives or cfg.feedback.negatives):
         raise InputError(
             "feedback.positives and .negatives are rows of a detections.csv; name it: feedback.detections."
         )
+
+
+def _check_per_class(cfg: DictConfig) -> None:
+    """Thresholds of a training are on the scale of its calibration, for windows of pixels."""
+    if not str(cfg.search.method._target_).endswith("WindowSearch"):
+        raise InputError("search.threshold=per_class holds for search/method=window, on whose scores it was found.")
+    if cfg.ckpt_path is None:
+        raise InputError("search.threshold=per_class takes what a training found; give its best.ckpt as ckpt_path.")
+    if OmegaConf.select(cfg, "search.method.calibration") == "scenes":
+        raise InputError(
+            "search.threshold=per_class was found on scores of the training's calibration; set "
+            "search.method.calibration=training."
+        )
+    if cfg.index is not None and (cfg.query.verify is False or cfg.query.places is not None):
+        raise InputError("search.threshold=per_class is not for an index's vectors: set query.verify=pixels.")
 
 
 def _check(

@@ -114,11 +114,8 @@ def train(cfg: DictConfig) -> TrainingResult:
 
 def _tell_why_it_ended(trainer: L.Trainer) -> None:
     stopper = trainer.early_stopping_callback
-    if stopper is not None and stopper.stopped_epoch:
-        log.info(
-            "Stopped early, after epoch %d: %s had not improved for %d epochs.",
-            stopper.stopped_epoch, stopper.monitor, stopper.patience,
-        )  # fmt: skip
+    if stopper is not None and trainer.should_stop and stopper.stopping_reason_message:
+        log.info("Stopped early, after epoch %d: %s", stopper.stopped_epoch, stopper.stopping_reason_message)
 
 
 def build_module(cfg: DictConfig, data: ChipDataModule) -> MetricLearner:

@@ -572,4 +572,20 @@ def test_a_class_without_a_threshold_of_its_own_is_told(
 ) -> None:
     save_model(thresholds={"boat": 0.9})
     world.search("search.threshold=per_class")
-    assert "the training knows no raft; 0.3 is taken" in caplog.text
+    assert "there is none of raft, 0.3 is taken" in caplog.text
+
+
+def test_with_exemplars_scenes_say_what_scores_mean_but_not_for_thresholds_of_the_training(
+    world: World, save_model: Callable[..., str]
+) -> None:
+    save_model(thresholds={"boat": 0.05, "raft": 0.05})
+    auto, scenes, training = (f"search.method.calibration={which}" for which in ("auto", "scenes", "training"))
+    of_auto, of_scenes = (world.search("search.threshold=0.05", which) for which in (auto, scenes))
+    of_training, per_class = (
+        world.search(f"search.threshold={threshold}", which)
+        for threshold, which in ((0.05, training), ("per_class", auto))
+    )
+    assert of_auto.detections.equals(of_scenes.detections)
+    assert of_training.detections.equals(per_class.detections)
+    assert of_auto.detections.score.tolist() != of_training.detections.score.tolist()
+    assert set(world.truth) <= set(found(of_auto))

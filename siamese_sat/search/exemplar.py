@@ -46,6 +46,11 @@ class Exemplar:
         (x0, y0, x1, y1), (left, top, right, bottom) = self.box, self.scene.aoi
         return min(x0 - left, y0 - top, right - x1, bottom - y1) <= 1
 
+    @property
+    def tiny(self) -> bool:
+        """Whether it is too small to show anything."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1]) < SMALLEST
+
 
 @dataclass(frozen=True)
 class ExemplarSource:
@@ -203,7 +208,7 @@ def _large_enough(exemplars: Sequence[Exemplar]) -> list[Exemplar]:
     Raises:
         InputError: a class has none.
     """
-    found = [e for e in exemplars if max(e.box[2] - e.box[0], e.box[3] - e.box[1]) >= SMALLEST]
+    found = [e for e in exemplars if not e.tiny]
     left = {e.class_name for e in found}
     for lost in exemplars:
         if lost.class_name not in left:
@@ -228,11 +233,14 @@ def _class_folders(root: Path, setting: str) -> list[Path]:
 
 
 def draw_exemplars(exemplars: Sequence[Exemplar], count: int | None, rng: np.random.Generator) -> list[Exemplar]:
-    """At most ``count`` of them at random, in their own order; whole ones before those that a border cuts."""
+    """At most ``count`` of them at random, in their own order.
+
+    Whole ones come before those that a border cuts, and these before what is too small to show anything.
+    """
     if count is None or len(exemplars) <= count:
         return list(exemplars)
     order = rng.permutation(len(exemplars))
-    chosen = sorted(order, key=lambda i: exemplars[i].cut)[:count]
+    chosen = sorted(order, key=lambda i: (exemplars[i].tiny, exemplars[i].cut))[:count]
     return [exemplars[i] for i in sorted(chosen)]
 
 

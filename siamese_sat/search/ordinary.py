@@ -1,4 +1,4 @@
-"""What the cosine of pooled vectors says where no training has fitted a calibration: how far it is above the ordinary.
+"""What the cosine of pooled vectors says where no pairs of validation chips do: how far it is above the ordinary.
 
 Vectors of a network that was not trained to tell things apart are all much alike, and how much depends on the network
 and on the scenes: a cosine by itself means nothing. So random windows of the searched scenes say what is ordinary, and

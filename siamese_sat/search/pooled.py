@@ -78,8 +78,8 @@ class WindowSearch:
         dihedral: a prototype is the mean over the eight views of each exemplar, not the exemplars alone.
         calibration: what says how probable a cosine is: ``training``, the logistic regression of a training's
             validation pairs; ``scenes``, what exemplars score by each other and windows of the searched scenes by them,
-            see `siamese_sat.search.ordinary`; ``auto``: the former for a training's own classes, else the latter. Where
-            a training has fitted none, it is always the latter.
+            see `siamese_sat.search.ordinary`; ``auto``: the latter with exemplars, the former without. Where a training
+            has fitted none, it is always the latter.
         dense: whether windows come from one pass of the backbone over a tile, see `Sliding`: True, False (each window
             is cut out and embedded), or ``auto``: where a sample of the scenes shows hardly a difference.
     """
@@ -109,8 +109,9 @@ class WindowSearch:
             raise InputError(f"search.method.calibration={self.calibration!r} is none of {', '.join(CALIBRATIONS)}.")
         # Said here, once: later it would look like the fault of every scene.
         grid.places(model.chip.size, model.chip.size, self.stride)
-        if scenes and self.window is not None and self.window > max(max(_extent(scene)) for scene in scenes):
-            raise InputError(f"search.window={self.window} is larger than every scene.")
+        least = (self.window or 0) * min(self.scales)
+        if scenes and least > max(max(_extent(scene)) for scene in scenes):
+            log.warning("A window of search.window=%d is larger than every scene (or its aoi).", self.window)
         self.model, self.engine, self.radiometry_of = model, engine, radiometry_of
         shown = [self.model.chip.pad(e.box) for e in exemplars]
         side = float(np.median([max(b[2] - b[0], b[3] - b[1]) for b in shown])) if shown else model.chip.size
@@ -249,11 +250,14 @@ class WindowSearch:
         drawn = [random_windows(source, scenes, self.radiometry_of, p.window, size, self.stride) for p in self.passes]
         known = [(one, found) for one, found in zip(self.passes, drawn, strict=True) if found is not None]
         if not known:
-            if scenes and not self.model.calibration.fitted:
+            if scenes:
+                instead = "by the training's calibration"
+                if not self.model.calibration.fitted:
+                    instead = "(cosine + 1) / 2, and most windows reach 0.3; ckpt_path=<a training's best.ckpt> helps"
                 log.warning(
                     "The scenes are too small, or hold too little that is valid, to say what is ordinary there: window "
-                    "scores are (cosine + 1) / 2, and most windows reach 0.3; ckpt_path=<a training's best.ckpt> helps."
-                )
+                    "scores are %s.", instead,
+                )  # fmt: skip
             return self.targets
         found = []
         for number, (target, shown) in enumerate(zip(self.targets, views, strict=True)):

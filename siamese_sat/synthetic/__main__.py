@@ -30,13 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clutter", type=int, default=150, help="unlabelled things in a scene")
     parser.add_argument("--novel", nargs="*", default=list(NOVEL), metavar="CLASS", help="kept out of training")
     options = vars(parser.parse_args(arguments))
+    folder = options.pop("folder")
     try:
-        paths = make_dataset(options.pop("folder"), **options)
+        paths = make_dataset(folder, **options)
     except InputError as error:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"{error.filename}: cannot be written ({error.strerror}); give another folder.", file=sys.stderr)
+        place, reason = error.filename or folder, error.strerror or error
+        print(f"{place}: cannot be written ({reason}); give another folder.", file=sys.stderr)
         return 1
     for field in fields(paths):
         print(f"{field.name:16}{getattr(paths, field.name)}")

@@ -320,3 +320,10 @@ def test_a_box_the_wrong_way_round_is_told(scene: str) -> None:
         load(boxes=[[scene, 40, 20, 30, 30, "boat"]])
     with pytest.raises(InputError, match="outside the 100 x 80 scene"):
         load(boxes=[[scene, 140, 20, 150, 30, "boat"]])
+
+
+def test_slivers_are_drawn_last(scene: str) -> None:
+    rows = [Exemplar("boat", open_scene(scene, BANDS), (20.0 + i, 20, 22.0 + i, 22)) for i in range(30)]
+    good = Exemplar("boat", open_scene(scene, BANDS), (30, 30, 50, 50))
+    for seed in range(5):
+        assert good in draw_exemplars([*rows, good], 3, np.random.default_rng(seed))

@@ -394,7 +394,11 @@ def test_too_little_to_say_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureF
     ready(tmp_path, Calibration(), [tiny])
     assert "too small" in caplog.text
     caplog.clear()
-    ready(tmp_path, Calibration(4.0, -2.0, "logistic"), [tiny])
+    fitted = Calibration(4.0, -2.0, "logistic")
+    ready(tmp_path, fitted, [tiny])
+    assert "by the training's calibration" in caplog.text
+    caplog.clear()
+    ready(tmp_path, fitted, [tiny], "training")
     assert not caplog.records
 
 

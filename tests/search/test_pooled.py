@@ -252,10 +252,16 @@ def test_nothing_to_search_for() -> None:
         prepared()
 
 
-def test_a_window_larger_than_every_scene_is_told(tmp_path: Path) -> None:
+def test_a_window_larger_than_every_scene_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, boat = correlation_model(), exemplar(tmp_path, "boat", thing(1, SIDE, SIDE))
     scenes = [make_scene(tmp_path / "a.tif", ground(60, 90)), make_scene(tmp_path / "b.tif", ground(50, 50))]
-    method = WindowSearch(window=90)
-    method.prepare(model, engine_of(model), (boat,), lambda scene: model.radiometry, scenes)
-    with pytest.raises(InputError, match=r"search\.window=91 is larger than every scene"):
-        WindowSearch(window=91).prepare(model, engine_of(model), (boat,), lambda scene: model.radiometry, scenes)
+
+    def told(window: int, scales: tuple[float, ...] = (1.0,)) -> bool:
+        caplog.clear()
+        method = WindowSearch(window=window, scales=scales, calibration="training")
+        method.prepare(model, engine_of(model), (boat,), lambda scene: model.radiometry, scenes)
+        return "larger than every scene" in caplog.text
+
+    assert not told(90)
+    assert told(91)
+    assert not told(91, (1.0, 0.5))
