@@ -131,8 +131,9 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
             lacking = [b for b in bands if not 1 <= b <= source.count]
             if lacking or not bands:
                 raise InputError(
-                    f"{path} has bands 1 to {source.count} but bands {list(bands)} ask for "
-                    f"{lacking[0] if lacking else 'none'}; name bands it has, in the order B,G,R,NIR."
+                    f"{path} has bands 1 to {source.count}, but {list(bands)} asks for "
+                    f"{lacking[0] if lacking else 'none'}; set bands (train.py: data.bands) to some it has, in the order "
+                    "B,G,R,NIR."
                 )
             tagged = [i + 1 for i, c in enumerate(source.colorinterp) if c == ColorInterp.alpha]
             mask_band = next(iter(tagged), None)
