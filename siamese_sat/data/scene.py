@@ -132,8 +132,8 @@ def open_scene(path: str | Path, bands: Sequence[int], alpha: AlphaRule = "auto"
             if lacking or not bands:
                 raise InputError(
                     f"{path} has bands 1 to {source.count}, but {list(bands)} asks for "
-                    f"{lacking[0] if lacking else 'none'}; set bands (train.py: data.bands) to some it has, in the order "
-                    "B,G,R,NIR."
+                    f"{lacking[0] if lacking else 'none'}; set bands (train.py: data.bands) to some it has, in the "
+                    "order B,G,R,NIR."
                 )
             tagged = [i + 1 for i, c in enumerate(source.colorinterp) if c == ColorInterp.alpha]
             mask_band = next(iter(tagged), None)
