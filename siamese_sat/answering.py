@@ -170,7 +170,12 @@ def _window_sizes(cfg: DictConfig, windows: Sequence[int]) -> list[int]:
 
 
 def answer_places(
-    cfg: DictConfig, folder: Path, store: Store, recipe: Recipe, paths: Sequence[str] | None
+    cfg: DictConfig,
+    folder: Path,
+    store: Store,
+    recipe: Recipe,
+    paths: Sequence[str] | None,
+    failed: Mapping[str, str] | None = None,
 ) -> SearchResult:
     """Asks an index for what lies at places on the map (``query.places``), by the vectors that it has of them.
 
@@ -180,6 +185,7 @@ def answer_places(
         store: the index; its vectors may have been made elsewhere.
         recipe: what it was made with.
         paths: these scenes only; None for all.
+        failed: scenes that could not be indexed, with the reason.
 
     Raises:
         InputError: see `place_questions`.
@@ -192,7 +198,7 @@ def answer_places(
     asked = place_questions(store, places, unlike, scale, query.area_crs)
     entered, scenes, per_scene = _reported(cfg, chosen, _hits(store, asked, chosen, query))
     names = recipe.radiometry.get("names", ["PAN"])
-    return _remembered(cfg, folder, asked, entered, scenes, per_scene, {}, names)
+    return _remembered(cfg, folder, asked, entered, scenes, per_scene, failed or {}, names)
 
 
 def _remembered(

@@ -73,7 +73,7 @@ def ask_archive(cfg: DictConfig, folder: Path, workers: Workers | None = None) -
     if cfg.mode == "index":
         return nothing_found(folder, failed)
     if cfg.query.places is not None:  # of an index that was not there before
-        return answer_places(cfg, folder, store, means.setup.recipe, paths)
+        return answer_places(cfg, folder, store, means.setup.recipe, paths, failed)
     if not (source.given or cfg.feedback.detections or means.model.prototypes):
         if paths is None:
             raise InputError(

@@ -372,6 +372,20 @@ def test_places_on_the_map_are_asked_without_scenes_or_model(archive: Archive) -
         archive.run("query.places={boat: [5]}", *settings, ask=False)
 
 
+def test_places_are_asked_of_an_index_that_the_same_command_makes(
+    archive: Archive, caplog: pytest.LogCaptureFixture
+) -> None:
+    (archive.folder / "scenes/bad.tif").write_bytes(b"no raster")
+    x, y = 500_000 + 2 * 234, 5_000_000 - 2 * 26
+    settings = [f"query.places={{boat: [[{x},{y}]]}}", "query.scales=[52]", "query.area_crs=EPSG:32633"]
+    scenes = [f"scenes={archive.folder / 'scenes'}", "indexing.windows=[52]"]
+    result = archive.run(*scenes, *settings, ask=False)
+    assert len(result.detections) >= 3
+    assert [Path(p).name for p in result.failed] == ["bad.tif"]
+    assert "Nothing is asked" not in caplog.text
+    assert archive.run(*scenes, *settings, "mode=index", ask=False).detections.empty, "that asks nothing"
+
+
 def test_embeddings_made_elsewhere(archive: Archive) -> None:
     rng = np.random.default_rng(0)
     x, y = (v.ravel() for v in np.meshgrid(8 + np.arange(20) * 0.01, 47 + np.arange(20) * 0.01))

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +16,13 @@ from siamese_sat.data.scene import Scene
 from siamese_sat.errors import InputError
 from siamese_sat.model.calibration import Calibration
 from siamese_sat.search.detect import Candidates, suppress
-from siamese_sat.search.engine import Engine
+from siamese_sat.search.engine import Embedded, Engine
 from siamese_sat.search.exemplar import Exemplar
 from siamese_sat.search.ordinary import PLACES, CosineCurve, fit_cosines, random_windows
 from siamese_sat.search.pooled import WindowSearch
 from siamese_sat.search.score import ScoreCurve
 from siamese_sat.search.sliding import Sliding, undisturbed, unlike
-from siamese_sat.search.tile import Job
+from siamese_sat.search.tile import Failure, Job
 from siamese_sat.search.unlike import Unlike
 from tests.conftest import make_scene
 from tests.model.conftest import RADIOMETRY
@@ -33,6 +32,7 @@ from tests.search.test_sliding import by_box, grains, make_engine
 from tests.search.test_stream import damaged
 
 Drawn = tuple[Tensor | None, "Watched"]
+Found = Iterator[Embedded | Failure]
 
 
 def around(direction: Tensor, cosine: float, count: int, seed: int) -> Tensor:
@@ -123,7 +123,7 @@ class Watched:
         self.jobs: list[Job] = []
         self.strides: list[int] = []
 
-    def vectors(self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int) -> Any:  # noqa: ANN401
+    def vectors(self, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int) -> Found:
         self.jobs += jobs
         self.strides.append(stride)
         return self.engine.vectors(jobs, radiometry_of, size, stride)
@@ -174,9 +174,9 @@ def test_dense_random_windows_have_around_them_what_they_have_in_the_scene(
     sliding, vectors = Sliding.of(make_engine(), 64, 32), Sliding.vectors
     given: list[Job] = []
 
-    def watched(self: Sliding, jobs: Sequence[Job], *more: Any) -> Any:  # noqa: ANN401
+    def watched(self: Sliding, jobs: Sequence[Job], radiometry_of: RadiometryOf, size: int, stride: int) -> Found:
         given.extend(jobs)
-        return vectors(self, jobs, *more)
+        return vectors(self, jobs, radiometry_of, size, stride)
 
     with monkeypatch.context() as patch:
         patch.setattr(Sliding, "vectors", watched)
@@ -358,7 +358,8 @@ def test_each_class_has_a_scale_and_a_threshold_of_its_own(tmp_path: Path) -> No
         assert (mine >= least[name]).sum() > 0
         # By its own curve: the cosines that it makes of the scores are those of the windows.
         job = [Job(scene, one.window) for one in method.passes if number in one.classes]
-        vectors = torch.cat([g.vectors for g in method.engine.vectors(job, lambda _: model.radiometry, 64, 32)])  # type: ignore[union-attr]
+        seen = method.engine.vectors(job, lambda _: model.radiometry, 64, 32)
+        vectors = torch.cat([got.vectors for got in seen if isinstance(got, Embedded)])
         cosines = (vectors.double() @ method.targets[number].prototype.double()).float().double().numpy()
         assert mine == pytest.approx(np.sort(curve(cosines)), abs=1e-9)
 
